@@ -1,0 +1,70 @@
+use std::time::Duration;
+
+use dunlin_registry::Notification;
+
+use crate::config::{ChannelConfig, ChannelKind};
+
+/// A way to tell people.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    name: String,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Log,
+    Webhook { url: String, client: reqwest::Client },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    #[error("the receiver answered {0}")]
+    Refused(reqwest::StatusCode),
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+}
+
+impl Channel {
+    pub(crate) fn new(config: &ChannelConfig) -> Result<Self, reqwest::Error> {
+        let way = match &config.kind {
+            ChannelKind::Log => Way::Log,
+            ChannelKind::Webhook { url, timeout_seconds } => Way::Webhook {
+                url: url.clone(),
+                client: reqwest::Client::builder()
+                    .timeout(Duration::from_secs(*timeout_seconds))
+                    // A receiver that sends us elsewhere could send us inside.
+                    .redirect(reqwest::redirect::Policy::none())
+                    .build()?,
+            },
+        };
+        Ok(Self { name: config.name.clone(), way })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) async fn send(&self, notification: &Notification) -> Result<(), SendError> {
+        match &self.way {
+            Way::Log => {
+                tracing::warn!(target: "dunlin_alerting::log", alert = notification.body, "alert");
+                Ok(())
+            }
+            Way::Webhook { url, client } => {
+                let answer = client
+                    .post(url)
+                    .header("content-type", "application/json")
+                    .header("idempotency-key", &notification.idempotency_key)
+                    .body(notification.body.clone())
+                    .send()
+                    .await
+                    .map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?;
+                match answer.status() {
+                    status if status.is_success() => Ok(()),
+                    status => Err(SendError::Refused(status)),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// Who is told, and how stubbornly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub retry: Retry,
+    /// Everybody in this list hears of every alert that fires or resolves.
+    pub channel: Vec<ChannelConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelConfig {
+    pub name: String,
+    #[serde(flatten)]
+    pub kind: ChannelKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ChannelKind {
+    /// A line in the server's log.
+    Log,
+    /// `POST` of a JSON object; any 2xx is success. Repetitions carry the same `Idempotency-Key`.
+    Webhook {
+        url: String,
+        #[serde(default = "webhook_timeout_seconds")]
+        timeout_seconds: u64,
+    },
+}
+
+fn webhook_timeout_seconds() -> u64 {
+    10
+}
+
+/// How often a notification is tried again. The pause doubles from the first to the longest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    pub attempts_max: u32,
+    pub pause_first_ms: u64,
+    pub pause_longest_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let log = ChannelConfig { name: "log".into(), kind: ChannelKind::Log };
+        Self { retry: Retry::default(), channel: vec![log] }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts_max: 200, pause_first_ms: 1_000, pause_longest_ms: 300_000 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    #[error("alerting has two channels named {0:?}; give one another name")]
+    SameName(String),
+    #[error("alerting channel {channel:?}: {url:?} is not an http or https address")]
+    Url { channel: String, url: String },
+    #[error("alerting.retry.attempts_max must be at least 1")]
+    NoAttempts,
+}
+
+impl Config {
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let mut names = BTreeSet::new();
+        for channel in &self.channel {
+            if !names.insert(&channel.name) {
+                return Err(InvalidConfig::SameName(channel.name.clone()));
+            }
+            if let ChannelKind::Webhook { url, .. } = &channel.kind
+                && !url.parse::<reqwest::Url>().is_ok_and(|u| matches!(u.scheme(), "http" | "https"))
+            {
+                return Err(InvalidConfig::Url { channel: channel.name.clone(), url: url.clone() });
+            }
+        }
+        match self.retry.attempts_max {
+            0 => Err(InvalidConfig::NoAttempts),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Retry {
+    /// The pause before the next try after `attempts` failures; `None` gives up. `spread` (0 to 1) keeps receivers
+    /// that came back from being met by everybody at once: it shortens the pause by up to a half.
+    pub(crate) fn pause(&self, attempts: u32, spread: f64) -> Option<Duration> {
+        if attempts >= self.attempts_max {
+            return None;
+        }
+        let doubled = self.pause_first_ms.saturating_mul(1 << attempts.saturating_sub(1).min(30));
+        let pause = doubled.min(self.pause_longest_ms) as f64 * (1.0 - spread.clamp(0.0, 1.0) / 2.0);
+        Some(Duration::from_millis(pause as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_then_it_is_given_up() {
+        let retry = Retry { attempts_max: 4, pause_first_ms: 100, pause_longest_ms: 250 };
+        let pauses: Vec<_> = (1..=4).map(|n| retry.pause(n, 0.0).map(|p| p.as_millis())).collect();
+        assert_eq!(pauses, [Some(100), Some(200), Some(250), None]);
+        assert_eq!(retry.pause(1, 1.0), Some(Duration::from_millis(50)));
+    }
+}

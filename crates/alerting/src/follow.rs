@@ -1,0 +1,105 @@
+use std::{sync::Arc, time::Duration};
+
+use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{AlertTransition, avro::Datum};
+use dunlin_registry::{Registry, RegistryError};
+use tokio::sync::{Notify, watch};
+
+use crate::{CONSUMER, dispatch::body, metrics::Metrics};
+
+/// Reads the topic and brings the registry up to it.
+pub(crate) struct Follower {
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) registry: Registry,
+    /// Names of the channels, and what wakes their dispatchers.
+    pub(crate) channels: Vec<(String, Arc<Notify>)>,
+    pub(crate) metrics: Metrics,
+}
+
+const READ_BYTES_MAX: usize = 256 << 10;
+const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("read the alerts topic")]
+    Read(#[from] ReadError),
+    #[error("apply alerts")]
+    Apply(#[from] RegistryError),
+}
+
+impl Follower {
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let at = Partition::new(Topic::Alerts, 0);
+        let mut progress = self.journal.progress();
+        while !*stop.borrow() {
+            // Seen before the look, so that what comes during the look wakes us after it.
+            progress.borrow_and_update();
+            let pause = match self.step(at).await {
+                Ok(true) => continue,
+                Ok(false) => None,
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::error!(%error, cause, "alerts wait");
+                    Some(PAUSE_AFTER_ERROR)
+                }
+            };
+            tokio::select! {
+                _ = stop.changed() => return,
+                _ = wait(&mut progress, pause) => {}
+            }
+        }
+    }
+
+    /// One stretch of the topic; false if there is nothing new.
+    async fn step(&self, at: Partition) -> Result<bool, FollowError> {
+        let oldest = self.journal.extent(at).oldest;
+        let from = self.registry.position(CONSUMER, at.index).await?.map_or(oldest, Offset);
+        let entries = match self.journal.read(at, from, READ_BYTES_MAX).await {
+            Err(ReadError::Gone { oldest, .. }) => {
+                tracing::error!(%from, %oldest, "alert transitions were deleted before they were read");
+                self.journal.read(at, oldest, READ_BYTES_MAX).await?
+            }
+            read => read?,
+        };
+        let Some(next) = entries.last().map(Entries::next) else { return Ok(false) };
+        let transitions = self.decode(&entries);
+        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
+        let applied =
+            self.registry.apply_alerts(CONSUMER, at.index, &transitions, next.0, &names, body).await?;
+        self.metrics.transitions.inc_by(applied.transitions);
+        self.metrics.position.set(next.0 as i64);
+        if applied.notifications > 0 {
+            self.channels.iter().for_each(|(_, wake)| wake.notify_one());
+        }
+        if let Err(error) = self.journal.commit(CONSUMER, at, next).await {
+            tracing::warn!(%error, "the journal did not take alerting's position; it keeps more than it must");
+        }
+        Ok(true)
+    }
+
+    fn decode(&self, entries: &[Entries]) -> Vec<AlertTransition> {
+        let mut transitions = Vec::new();
+        for entry in entries.iter().flat_map(Entries::iter) {
+            match AlertTransition::decode(entry.bytes) {
+                Ok(transition) => transitions.push(transition),
+                Err(error) => {
+                    self.metrics.undecodable.inc();
+                    tracing::error!(offset = %entry.offset, %error, "alert transition skipped");
+                }
+            }
+        }
+        transitions
+    }
+}
+
+async fn wait(progress: &mut watch::Receiver<u64>, pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        // An error means the journal is gone; then only the stop is left to wait for.
+        None => {
+            if progress.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

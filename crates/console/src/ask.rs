@@ -1,0 +1,42 @@
+use std::sync::Arc;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{header, request::Parts},
+};
+use dunlin_registry::{Scope, User};
+
+use crate::{Console, problem::Problem};
+
+/// Who asks. A handler that takes one is closed to everybody else.
+pub(crate) struct Asker(pub(crate) User);
+
+/// Somebody who may administer tenants.
+pub(crate) struct PlatformAsker;
+
+impl FromRequestParts<Arc<Console>> for Asker {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Problem> {
+        let token = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| Problem::unauthorized("send `Authorization: Bearer TOKEN` with a user's token"))?;
+        let user = console.registry.user_by_token(token.trim()).await?;
+        user.map(Self).ok_or_else(|| Problem::unauthorized("this is no user's token"))
+    }
+}
+
+impl FromRequestParts<Arc<Console>> for PlatformAsker {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Problem> {
+        let Asker(user) = Asker::from_request_parts(parts, console).await?;
+        match user.scope {
+            Scope::Platform => Ok(Self),
+            Scope::Tenant => Err(Problem::forbidden("only a platform administrator's token may do this")),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{
+        Path, Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::StatusCode,
+};
+use dunlin_model::{DeviceId, DeviceType};
+use dunlin_registry::{Device, NewDevice};
+use serde::{Deserialize, Serialize};
+
+use crate::{Console, ask::Asker, problem::Problem};
+
+const PAGE_DEVICES_MAX: u32 = 1_000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewDeviceBody {
+    name: String,
+    /// `default` if absent.
+    device_type: Option<String>,
+    /// May speak for children.
+    #[serde(default)]
+    gateway: bool,
+}
+
+/// The token is shown this once.
+#[derive(Serialize)]
+pub(crate) struct TokenView {
+    device: String,
+    token: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct DeviceView {
+    name: String,
+    device_type: String,
+    parent: Option<String>,
+    gateway: bool,
+    enabled: bool,
+    created_at: String,
+}
+
+impl From<&Device> for DeviceView {
+    fn from(d: &Device) -> Self {
+        Self {
+            name: d.name.to_string(),
+            device_type: d.device_type.to_string(),
+            parent: d.parent.as_ref().map(ToString::to_string),
+            gateway: d.is_gateway,
+            enabled: d.enabled,
+            created_at: d.created_at.to_string(),
+        }
+    }
+}
+
+pub(crate) async fn add(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+    body: Result<Json<NewDeviceBody>, JsonRejection>,
+) -> Result<(StatusCode, Json<TokenView>), Problem> {
+    let Json(body) = body?;
+    let device = NewDevice {
+        name: body.name.parse()?,
+        device_type: match body.device_type {
+            Some(name) => name.parse().map_err(|e| Problem::invalid("device_type", e))?,
+            None => DeviceType::default_type(),
+        },
+        is_gateway: body.gateway,
+    };
+    let token = console.registry.add_device(&user.tenant, &device).await?;
+    let view = TokenView { device: device.name.to_string(), token: token.reveal().to_owned() };
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenQuery {
+    #[serde(default)]
+    revoke_others: bool,
+}
+
+pub(crate) async fn add_token(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+    Path(device): Path<String>,
+    query: Result<Query<TokenQuery>, QueryRejection>,
+) -> Result<(StatusCode, Json<TokenView>), Problem> {
+    let device: DeviceId = device.parse()?;
+    let token = console.registry.add_device_token(&user.tenant, &device, query?.revoke_others).await?;
+    let view = TokenView { device: device.to_string(), token: token.reveal().to_owned() };
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Page {
+    /// Names after this one.
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct DevicesView {
+    devices: Vec<DeviceView>,
+    /// Ask again with `after` set to this for the next page.
+    next: Option<String>,
+}
+
+pub(crate) async fn list(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<DevicesView>, Problem> {
+    let Query(page) = page?;
+    let limit = page.limit.unwrap_or(PAGE_DEVICES_MAX).clamp(1, PAGE_DEVICES_MAX);
+    let devices = console.registry.devices(&user.tenant, page.after.as_deref(), limit).await?;
+    let next = devices.last().filter(|_| devices.len() == limit as usize).map(|d| d.name.to_string());
+    Ok(Json(DevicesView { devices: devices.iter().map(DeviceView::from).collect(), next }))
+}

@@ -1,0 +1,67 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use dunlin_registry::Scope;
+use serde::Serialize;
+
+use crate::{Console, ask::Asker};
+
+/// The account of every message. The unit is the record: one device message, or one element of an array payload.
+///
+/// It balances when, for every tenant, `accepted = stored + duplicate + expired + in_flight`, and when the
+/// counters of the gateway, the offsets of the journal and the counters of the store agree with each other.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct LedgerView {
+    pub balanced: bool,
+    /// What does not agree, in words; empty when balanced.
+    pub problems: Vec<String>,
+    pub tenants: BTreeMap<String, TenantLedger>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct TenantLedger {
+    /// Durable in the journal, since its first record.
+    pub accepted: u64,
+    pub stored: u64,
+    pub duplicate: u64,
+    pub expired: u64,
+    /// Accepted and not yet seen by the store.
+    pub in_flight: u64,
+    /// Refused and kept with the reason on the `rejected` topic.
+    pub rejected: BTreeMap<String, u64>,
+    /// Readings in the stored records.
+    pub readings_stored: u64,
+    /// Since this process started.
+    pub gateway: GatewayAccount,
+    pub rules: RulesAccount,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct GatewayAccount {
+    pub received: u64,
+    pub accepted: u64,
+    /// Events that devices sent.
+    pub events: u64,
+    pub rejected: BTreeMap<String, u64>,
+    /// Not acknowledged because the journal could not take it.
+    pub failed: u64,
+    pub in_flight: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RulesAccount {
+    pub read: u64,
+    pub evaluated: u64,
+    pub late: u64,
+    pub duplicate: u64,
+    /// A rule broke on it.
+    pub failed: u64,
+}
+
+pub(crate) async fn show(Asker(user): Asker, State(console): State<Arc<Console>>) -> Json<LedgerView> {
+    let mut ledger = console.platform.ledger();
+    if user.scope != Scope::Platform {
+        ledger.tenants.retain(|tenant, _| *tenant == *user.tenant);
+    }
+    Json(ledger)
+}

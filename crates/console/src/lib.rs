@@ -1,0 +1,90 @@
+//! People's front door: the HTTP API. It shows and asks; it decides nothing.
+
+mod ask; // who asks: bearer tokens
+mod problem; // what a client sees when it goes wrong
+
+mod alerts;
+mod devices;
+mod ledger;
+mod query; // SQL and typed queries
+mod status; // health, metrics, lag
+mod tenants;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
+use dunlin_registry::Registry;
+use dunlin_tsdb::{Sql, Tsdb};
+pub use ledger::{GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+use serde::{Deserialize, Serialize};
+pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
+
+/// What the console needs of the rest of the platform; the binary plugs it in.
+pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
+    /// The account of every message, by tenant.
+    fn ledger(&self) -> LedgerView;
+    /// Where every stage is.
+    fn status(&self) -> StatusView;
+    fn readiness(&self) -> Readiness;
+    /// Prometheus text format.
+    fn metrics(&self) -> String;
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Rows of one SQL answer, at the most.
+    pub sql_rows_max: usize,
+    pub sql_timeout_seconds: u64,
+    /// Points of one typed query, at the most.
+    pub query_points_max: usize,
+    /// Bytes of one request of a person.
+    pub request_bytes_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sql_rows_max: 5_000_000,
+            sql_timeout_seconds: 60,
+            query_points_max: 1_000_000,
+            request_bytes_max: 1 << 20,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Console {
+    pub config: Config,
+    pub registry: Registry,
+    pub tsdb: Arc<dyn Tsdb>,
+    pub sql: Arc<dyn Sql>,
+    pub platform: Arc<dyn Platform>,
+}
+
+/// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
+pub fn routes(console: Console) -> Router {
+    let request_bytes_max = console.config.request_bytes_max;
+    Router::new()
+        .route("/v1/tenants", get(tenants::list).post(tenants::add))
+        .route("/v1/devices", get(devices::list).post(devices::add))
+        .route("/v1/devices/{device}/tokens", post(devices::add_token))
+        .route("/v1/query", get(query::sql_by_get).post(query::sql))
+        .route("/v1/readings", get(query::readings))
+        .route("/v1/latest", get(query::latest))
+        .route("/v1/alerts", get(alerts::list))
+        .route("/v1/ledger", get(ledger::show))
+        .route("/v1/status", get(status::show))
+        .route("/metrics", get(status::metrics))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz))
+        .layer(DefaultBodyLimit::max(request_bytes_max))
+        .with_state(Arc::new(console))
+}
+
+#[cfg(test)]
+mod tests;

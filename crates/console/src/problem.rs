@@ -1,0 +1,110 @@
+//! What a client sees when it goes wrong: problem+json (RFC 9457).
+
+use axum::{
+    Json,
+    extract::rejection::{JsonRejection, QueryRejection},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use dunlin_model::InvalidName;
+use dunlin_registry::RegistryError;
+use dunlin_tsdb::QueryError;
+use serde_json::json;
+
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    detail: String,
+    field: Option<&'static str>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl ToString) -> Self {
+        Self { status, detail: detail.to_string(), field: None }
+    }
+
+    pub(crate) fn unauthorized(detail: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, detail)
+    }
+
+    pub(crate) fn forbidden(detail: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    pub(crate) fn invalid(field: &'static str, detail: impl ToString) -> Self {
+        Self { field: Some(field), ..Self::new(StatusCode::BAD_REQUEST, detail) }
+    }
+
+    fn internal(error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        tracing::error!(error = text, "request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        if let Some(field) = self.field {
+            body["field"] = field.into();
+        }
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Exists { .. } => Self::new(StatusCode::CONFLICT, error),
+            RegistryError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error),
+            error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Invalid(_) => Self::new(StatusCode::BAD_REQUEST, error),
+            QueryError::TooLarge { .. } | QueryError::OutOfMemory => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+            }
+            QueryError::Timeout(_) => Self::new(StatusCode::GATEWAY_TIMEOUT, error),
+            QueryError::Store(error) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<InvalidName> for Problem {
+    fn from(error: InvalidName) -> Self {
+        Self::invalid("name", error)
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}

@@ -1,0 +1,76 @@
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+};
+use serde::Serialize;
+
+use crate::{Console, ask::Asker, problem::Problem};
+
+/// What `dunlin top` shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct StatusView {
+    pub version: &'static str,
+    pub uptime_seconds: u64,
+    pub connections: u64,
+    pub stages: Vec<StageStatus>,
+}
+
+/// One consumer of the journal.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageStatus {
+    pub stage: &'static str,
+    /// Records behind the end of the journal.
+    pub lag: u64,
+    pub partitions: Vec<PartitionStatus>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct PartitionStatus {
+    pub partition: String,
+    pub position: u64,
+    pub end: u64,
+}
+
+/// Whether the platform can do its work now.
+#[derive(Debug, Clone)]
+pub enum Readiness {
+    Ready,
+    /// Devices are being refused or a stage is down; the reasons, in words.
+    NotReady(Vec<String>),
+}
+
+#[derive(Serialize)]
+pub(crate) struct Shown {
+    #[serde(flatten)]
+    status: StatusView,
+    alerts_firing: u64,
+}
+
+pub(crate) async fn show(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+) -> Result<Json<Shown>, Problem> {
+    let alerts_firing = console.registry.alerts_firing(&user.tenant).await?;
+    Ok(Json(Shown { status: console.platform.status(), alerts_firing }))
+}
+
+pub(crate) async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], console.platform.metrics())
+}
+
+/// The process is alive.
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+pub(crate) async fn readyz(State(console): State<Arc<Console>>) -> (StatusCode, String) {
+    match console.platform.readiness() {
+        Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
+        Readiness::NotReady(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+    }
+}

@@ -1,0 +1,334 @@
+//! Records of one worker on their way into the journal.
+//!
+//! A worker is one thread. Publishes that are read in one turn of it are encoded one after the other into one open
+//! batch per partition; when the turn's reads are done the batches go to the journal together. While the journal
+//! is busy the next batches grow: load forms its own group commits, and an idle worker waits for nobody.
+//! Whoever waits is a range in a connection's queue, so a message costs no task, no channel and no allocation.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Instant,
+};
+
+use bumpalo::Bump;
+use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
+use dunlin_model::{Clock, Slot, TimePolicy, Timestamp, avro::Encoder};
+use ntex::{channel::condition::Condition, task::LocalWaker};
+use smallvec::SmallVec;
+
+use crate::{
+    account::{Class, TenantAccount},
+    connection::Connection,
+    decode::Fault,
+    metrics::Metrics,
+    record::{Arrival, Delivery, Origin, append_telemetry},
+};
+
+/// An open batch of this size is closed, and the next one begun.
+const BATCH_BYTES_TARGET: usize = 1 << 20;
+/// Appends of one worker that may be under way in one partition: one that is being written, one that waits for it.
+const LANE_APPENDS_MAX: usize = 2;
+/// What the arena of escaped strings may keep between messages.
+const ARENA_BYTES_KEPT_MAX: usize = 64 << 10;
+
+/// Where records of one device and topic go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lane(u16);
+
+pub(crate) struct Appender {
+    journal: Arc<dyn Journal>,
+    clock: Clock,
+    policy: TimePolicy,
+    metrics: Arc<Metrics>,
+    lanes: RefCell<Box<[LaneState]>>,
+    scratch: RefCell<Scratch>,
+    turn: Cell<Option<Timestamp>>,
+    inflight_bytes: Cell<usize>,
+    inflight_bytes_max: usize,
+    room: Condition<()>,
+    idle: Condition<()>,
+    flush_wanted: Cell<bool>,
+    flusher: LocalWaker,
+}
+
+struct LaneState {
+    at: Partition,
+    open: Open,
+    closed: VecDeque<Open>,
+    appends: usize,
+}
+
+/// A batch, who waits for it, and what it counts as.
+#[derive(Default)]
+struct Open {
+    batch: Batch,
+    waiting: Vec<Waiting>,
+    tallies: SmallVec<[Tally; 2]>,
+}
+
+/// `count` entries of a connection's queue, from number `first` on.
+struct Waiting {
+    connection: Rc<Connection>,
+    first: u32,
+    count: u32,
+}
+
+struct Tally {
+    account: Arc<TenantAccount>,
+    class: Class,
+    records: u64,
+}
+
+struct Scratch {
+    encoder: Encoder,
+    arena: Bump,
+}
+
+/// Who a record is counted for.
+pub(crate) type Counted<'a> = Option<(&'a Arc<TenantAccount>, Class)>;
+
+impl Appender {
+    pub(crate) fn new(
+        journal: Arc<dyn Journal>,
+        clock: Clock,
+        policy: TimePolicy,
+        inflight_bytes_max: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let lanes = TOPICS
+            .into_iter()
+            .flat_map(|topic| (0..journal.partitions(topic)).map(move |index| Partition::new(topic, index)))
+            .map(|at| LaneState { at, open: Open::default(), closed: VecDeque::new(), appends: 0 })
+            .collect();
+        Self {
+            journal,
+            clock,
+            policy,
+            metrics,
+            lanes: RefCell::new(lanes),
+            scratch: RefCell::new(Scratch { encoder: Encoder::default(), arena: Bump::new() }),
+            turn: Cell::new(None),
+            inflight_bytes: Cell::new(0),
+            inflight_bytes_max,
+            room: Condition::new(),
+            idle: Condition::new(),
+            flush_wanted: Cell::new(false),
+            flusher: LocalWaker::new(),
+        }
+    }
+
+    pub(crate) fn lane(&self, topic: Topic, slot: Slot) -> Lane {
+        let before: u16 =
+            TOPICS.into_iter().take_while(|t| *t != topic).map(|t| self.journal.partitions(t)).sum();
+        Lane(before + slot.partition(self.journal.partitions(topic)))
+    }
+
+    /// When this turn of the worker began.
+    pub(crate) fn now(&self) -> Timestamp {
+        if let Some(now) = self.turn.get() {
+            return now;
+        }
+        let now = self.clock.now();
+        self.turn.set(Some(now));
+        self.want_flush();
+        now
+    }
+
+    /// Decodes a telemetry message into its batch. On a fault nothing was added.
+    pub(crate) fn telemetry(
+        &self,
+        lane: Lane,
+        payload: &[u8],
+        origin: Origin<'_>,
+        delivery: Delivery,
+        account: &Arc<TenantAccount>,
+        waits: Option<(&Rc<Connection>, u32)>,
+    ) -> Result<(), Fault> {
+        let arrival = Arrival { received_at: self.now(), policy: &self.policy };
+        let scratch = &mut *self.scratch.borrow_mut();
+        let lanes = &mut *self.lanes.borrow_mut();
+        let state = &mut lanes[usize::from(lane.0)];
+        let before = state.open.batch.size_bytes();
+        let Scratch { encoder, arena } = scratch;
+        let added =
+            append_telemetry(payload, origin, delivery, arrival, encoder, arena, &mut state.open.batch);
+        if arena.allocated_bytes() > ARENA_BYTES_KEPT_MAX {
+            *arena = Bump::new();
+        } else if arena.allocated_bytes() > 0 {
+            arena.reset();
+        }
+        self.added(state, before, Some((account, Class::Telemetry)), added? as u64, waits);
+        Ok(())
+    }
+
+    /// Adds one record that is encoded already.
+    pub(crate) fn record(
+        &self,
+        lane: Lane,
+        record: &[u8],
+        counted: Counted<'_>,
+        waits: Option<(&Rc<Connection>, u32)>,
+    ) {
+        let lanes = &mut *self.lanes.borrow_mut();
+        let state = &mut lanes[usize::from(lane.0)];
+        let before = state.open.batch.size_bytes();
+        state.open.batch.push(record);
+        self.added(state, before, counted, 1, waits);
+    }
+
+    fn added(
+        &self,
+        lane: &mut LaneState,
+        bytes_before: usize,
+        counted: Counted<'_>,
+        records: u64,
+        waits: Option<(&Rc<Connection>, u32)>,
+    ) {
+        let open = &mut lane.open;
+        if let Some((account, class)) = counted {
+            open.tally(account, class, records);
+        }
+        if let Some((connection, number)) = waits {
+            open.wait(connection, number);
+        }
+        self.inflight_bytes.set(self.inflight_bytes.get() + open.batch.size_bytes() - bytes_before);
+        if open.batch.size_bytes() >= BATCH_BYTES_TARGET {
+            lane.closed.push_back(std::mem::take(&mut lane.open));
+        }
+        self.want_flush();
+    }
+
+    fn want_flush(&self) {
+        if !self.flush_wanted.replace(true) {
+            self.flusher.wake();
+        }
+    }
+
+    /// Whether connections may be read.
+    pub(crate) fn has_room(&self) -> bool {
+        self.inflight_bytes.get() < self.inflight_bytes_max
+    }
+
+    pub(crate) async fn room(&self) {
+        while !self.has_room() {
+            self.room.wait().await;
+        }
+    }
+
+    /// Until nothing is under way any more.
+    pub(crate) async fn drained(&self) {
+        while self.inflight_bytes.get() > 0 {
+            self.idle.wait().await;
+        }
+    }
+
+    /// Hands batches over after every turn that filled some. Its task is woken by the first record of a turn, and
+    /// so runs after the connections that were ready in that turn.
+    pub(crate) async fn run(self: Rc<Self>) {
+        loop {
+            poll_fn(|cx| {
+                self.flusher.register(cx.waker());
+                if self.flush_wanted.replace(false) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            self.turn.set(None);
+            self.hand_over();
+            self.metrics.inflight_bytes.set(self.inflight_bytes.get() as i64);
+        }
+    }
+
+    fn hand_over(self: &Rc<Self>) {
+        for (index, lane) in self.lanes.borrow_mut().iter_mut().enumerate() {
+            while lane.appends < LANE_APPENDS_MAX {
+                let Some(open) = lane.next() else { break };
+                lane.appends += 1;
+                let at = lane.at;
+                let appender = self.clone();
+                ntex::rt::spawn(async move { appender.append(index, at, open).await });
+            }
+        }
+    }
+
+    async fn append(self: Rc<Self>, lane: usize, at: Partition, open: Open) {
+        let Open { batch, waiting, tallies } = open;
+        let bytes = batch.size_bytes();
+        for tally in &tallies {
+            tally.account.received(tally.records);
+        }
+        let began = Instant::now();
+        let outcome = self.journal.append(at, batch).await.map(drop);
+        self.metrics.append_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.payload_bytes.inc_by(bytes as u64);
+        if let Err(error) = &outcome {
+            tracing::error!(partition = %at, %error, "append failed, nothing of the batch is acknowledged");
+        }
+        for tally in &tallies {
+            match outcome {
+                Ok(()) => tally.account.durable(tally.class, tally.records),
+                Err(_) => tally.account.failed(tally.records),
+            }
+        }
+        for waiting in waiting {
+            waiting.connection.resolve(waiting.first, waiting.count, outcome.as_ref().copied());
+        }
+        self.ended(lane, bytes);
+    }
+
+    fn ended(&self, lane: usize, bytes: usize) {
+        self.lanes.borrow_mut()[lane].appends -= 1;
+        let had_room = self.has_room();
+        self.inflight_bytes.set(self.inflight_bytes.get() - bytes);
+        if !had_room && self.has_room() {
+            self.room.notify();
+        }
+        if self.inflight_bytes.get() == 0 {
+            self.idle.notify();
+        }
+        self.want_flush();
+    }
+}
+
+/// What a gateway writes, in the order of its lanes.
+const TOPICS: [Topic; 3] = [Topic::Telemetry, Topic::Events, Topic::Rejected];
+
+/// What became of a batch.
+pub(crate) type Outcome<'a> = Result<(), &'a AppendError>;
+
+impl LaneState {
+    fn next(&mut self) -> Option<Open> {
+        self.closed.pop_front().or_else(|| {
+            let capacity = self.open.batch.size_bytes();
+            (capacity > 0).then(|| {
+                let next = Open { batch: Batch::with_capacity(capacity), ..Open::default() };
+                std::mem::replace(&mut self.open, next)
+            })
+        })
+    }
+}
+
+impl Open {
+    fn tally(&mut self, account: &Arc<TenantAccount>, class: Class, records: u64) {
+        let same = |t: &&mut Tally| t.class == class && Arc::ptr_eq(&t.account, account);
+        match self.tallies.iter_mut().rev().find(same) {
+            Some(tally) => tally.records += records,
+            None => self.tallies.push(Tally { account: account.clone(), class, records }),
+        }
+    }
+
+    fn wait(&mut self, connection: &Rc<Connection>, number: u32) {
+        match self.waiting.last_mut() {
+            Some(last)
+                if Rc::ptr_eq(&last.connection, connection)
+                    && last.first.wrapping_add(last.count) == number =>
+            {
+                last.count += 1;
+            }
+            _ => self.waiting.push(Waiting { connection: connection.clone(), first: number, count: 1 }),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+use dunlin_model::{TimePolicy, limits::MESSAGE_BYTES_MAX};
+use serde::{Deserialize, Serialize};
+
+/// How the front door behaves. Every limit has a default that fits a small machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Threads that serve MQTT connections; 0 is one per core.
+    pub workers: usize,
+    /// MQTT connections at the same time; more are closed when they arrive.
+    pub connections_max: usize,
+    /// Publishes of one connection that wait for their acknowledgement (MQTT 5 receive maximum).
+    pub connection_inflight_max: u16,
+    /// Bytes of one message, over MQTT or HTTP.
+    pub message_bytes_max: usize,
+    /// Bytes decoded and not yet durable, of all workers together; above it connections are not read.
+    pub inflight_bytes_max: usize,
+    /// How long a client may take for its CONNECT, and for the rest of a packet it has begun.
+    pub handshake_seconds_max: u16,
+    /// The longest keep-alive; also holds for clients that ask for none.
+    pub keepalive_seconds_max: u16,
+    /// How long an HTTP request may take.
+    pub http_request_seconds_max: u16,
+    /// Children that one connection speaks for and that are remembered with it.
+    pub connection_children_max: usize,
+    /// How long a stop waits for what was appended to become durable.
+    pub drain_seconds_max: u16,
+    /// When a device's clock is believed.
+    pub time: TimePolicy,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connections_max: 100_000,
+            connection_inflight_max: 256,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            inflight_bytes_max: 64 << 20,
+            handshake_seconds_max: 10,
+            keepalive_seconds_max: 3_600,
+            http_request_seconds_max: 30,
+            connection_children_max: 1_000,
+            drain_seconds_max: 10,
+            time: TimePolicy::default(),
+        }
+    }
+}
+
+/// A configuration that cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("gateway.{field} must be {must}")]
+pub struct InvalidConfig {
+    pub field: &'static str,
+    pub must: String,
+}
+
+impl Config {
+    /// Checks what the types do not.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let wrong = |field, must: &str| Err(InvalidConfig { field, must: must.into() });
+        match self {
+            Self { connections_max: 0, .. } => wrong("connections_max", "at least 1"),
+            Self { connection_inflight_max: 0, .. } => wrong("connection_inflight_max", "at least 1"),
+            Self { handshake_seconds_max: 0, .. } => wrong("handshake_seconds_max", "at least 1"),
+            Self { keepalive_seconds_max: 0, .. } => wrong("keepalive_seconds_max", "at least 1"),
+            Self { http_request_seconds_max: 0, .. } => wrong("http_request_seconds_max", "at least 1"),
+            Self { inflight_bytes_max: 0, .. } => wrong("inflight_bytes_max", "at least 1"),
+            Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
+                wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, Into::into),
+            n => n,
+        }
+    }
+}

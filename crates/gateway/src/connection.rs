@@ -1,0 +1,282 @@
+//! One connected device: what it has published and not yet heard about, answered in the order it was sent.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashSet, VecDeque},
+    num::NonZeroU16,
+    rc::Rc,
+    sync::Arc,
+};
+
+use dunlin_journal::AppendError;
+use dunlin_model::RejectReason;
+use ntex::{channel::condition::Condition, io::IoRef, util::BytePages};
+use ntex_mqtt::QoS;
+
+use crate::{
+    account::TenantAccount,
+    append::{Lane, Outcome},
+    directory::Admitted,
+    logs::LogBudget,
+    metrics::Metrics,
+    wire::{Code, Wire},
+};
+
+/// Queues above this many entries give their memory back when they are empty.
+const QUEUE_ENTRIES_KEPT_MAX: usize = 32;
+
+pub(crate) struct Connection {
+    pub(crate) id: u64,
+    pub(crate) who: Admitted,
+    pub(crate) account: Arc<TenantAccount>,
+    pub(crate) telemetry: Lane,
+    pub(crate) wire: Wire,
+    io: IoRef,
+    metrics: Arc<Metrics>,
+    logs: Rc<LogBudget>,
+    unanswered: RefCell<Unanswered>,
+    unanswered_max: usize,
+    /// QoS 2 packet ids from PUBLISH to PUBREL.
+    unreleased: RefCell<HashSet<NonZeroU16>>,
+    room: Condition<()>,
+    end: Cell<Option<&'static str>>,
+}
+
+/// Publishes in the order they came. The front one has number `first`.
+#[derive(Default)]
+struct Unanswered {
+    first: u32,
+    queue: VecDeque<Answer>,
+}
+
+struct Answer {
+    packet_id: Option<NonZeroU16>,
+    qos: QoS,
+    state: State,
+}
+
+enum State {
+    Waiting,
+    Durable,
+    /// Refused, once the reason is durable.
+    WaitingToRefuse(Box<Refusal>),
+    Refused(Box<Refusal>),
+    /// The journal refused, and the message is not in the log.
+    NotTaken(String),
+    /// Nobody knows whether the message is in the log.
+    Unknown,
+}
+
+/// Why a publish is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) code: Code,
+    pub(crate) reason: RejectReason,
+    pub(crate) detail: String,
+}
+
+impl Connection {
+    #[expect(clippy::too_many_arguments, reason = "built in one place, from what the handshake found")]
+    pub(crate) fn new(
+        id: u64,
+        who: Admitted,
+        account: Arc<TenantAccount>,
+        telemetry: Lane,
+        wire: Wire,
+        io: IoRef,
+        unanswered_max: usize,
+        metrics: Arc<Metrics>,
+        logs: Rc<LogBudget>,
+    ) -> Self {
+        Self {
+            id,
+            who,
+            account,
+            telemetry,
+            wire,
+            io,
+            metrics,
+            logs,
+            unanswered: RefCell::default(),
+            unanswered_max,
+            unreleased: RefCell::default(),
+            room: Condition::new(),
+            end: Cell::new(None),
+        }
+    }
+
+    /// Whether another publish may be read.
+    pub(crate) fn has_room(&self) -> bool {
+        self.unanswered.borrow().queue.len() < self.unanswered_max
+    }
+
+    pub(crate) async fn room(&self) {
+        while !self.has_room() && self.end.get().is_none() {
+            self.room.wait().await;
+        }
+    }
+
+    /// Why the connection ends, if it does.
+    pub(crate) fn end(&self) -> Option<&'static str> {
+        self.end.get()
+    }
+
+    /// Queues the answer to a publish; its number is what `resolve` will name.
+    pub(crate) fn expect(&self, packet_id: Option<NonZeroU16>, qos: QoS) -> u32 {
+        self.queue(Answer { packet_id, qos, state: State::Waiting })
+    }
+
+    pub(crate) fn expect_refusal(&self, packet_id: Option<NonZeroU16>, qos: QoS, refusal: Refusal) -> u32 {
+        self.queue(Answer { packet_id, qos, state: State::WaitingToRefuse(Box::new(refusal)) })
+    }
+
+    /// Takes back the newest `expect`: the publish turned out to be one to refuse.
+    pub(crate) fn unexpect(&self) {
+        self.unanswered.borrow_mut().queue.pop_back();
+    }
+
+    /// Acknowledges again, in its turn, what is durable already.
+    pub(crate) fn repeat(&self, packet_id: NonZeroU16, qos: QoS) {
+        let number = self.expect(Some(packet_id), qos);
+        self.resolve(number, 1, Ok(()));
+    }
+
+    fn queue(&self, answer: Answer) -> u32 {
+        let mut unanswered = self.unanswered.borrow_mut();
+        let number = unanswered.first.wrapping_add(unanswered.queue.len() as u32);
+        unanswered.queue.push_back(answer);
+        number
+    }
+
+    /// Remembers a QoS 2 packet id. False if it is remembered already: the message is a repetition.
+    pub(crate) fn hold(&self, packet_id: NonZeroU16) -> bool {
+        self.unreleased.borrow_mut().insert(packet_id)
+    }
+
+    /// Forgets a QoS 2 packet id; false if it was unknown.
+    pub(crate) fn release(&self, packet_id: NonZeroU16) -> bool {
+        self.unreleased.borrow_mut().remove(&packet_id)
+    }
+
+    /// Whether the answer to this packet id is still queued.
+    pub(crate) fn is_queued(&self, packet_id: NonZeroU16) -> bool {
+        self.unanswered
+            .borrow()
+            .queue
+            .iter()
+            .any(|a| a.packet_id == Some(packet_id) && a.qos == QoS::ExactlyOnce)
+    }
+
+    /// Writes what `write` puts out, if the connection still takes anything.
+    pub(crate) fn write(&self, write: impl FnOnce(&mut BytePages)) {
+        if self.end.get().is_none() {
+            let _closed = self.io.with_write_buf(write);
+        }
+    }
+
+    /// The journal has answered for `count` publishes from number `first` on.
+    pub(crate) fn resolve(&self, first: u32, count: u32, outcome: Outcome<'_>) {
+        if self.end.get().is_some() {
+            return;
+        }
+        {
+            let unanswered = &mut *self.unanswered.borrow_mut();
+            let start = first.wrapping_sub(unanswered.first) as usize;
+            for answer in unanswered.queue.iter_mut().skip(start).take(count as usize) {
+                answer.state = match (std::mem::replace(&mut answer.state, State::Waiting), outcome) {
+                    (State::WaitingToRefuse(refusal), _) => State::Refused(refusal),
+                    (_, Ok(())) => State::Durable,
+                    (_, Err(error @ (AppendError::Full { .. } | AppendError::TooLarge { .. }))) => {
+                        State::NotTaken(error.to_string())
+                    }
+                    (_, Err(_)) => State::Unknown,
+                };
+            }
+        }
+        self.answer();
+    }
+
+    /// Answers from the front of the queue as far as it is decided, in one write.
+    fn answer(&self) {
+        let mut last = None;
+        let _closed = self.io.with_write_buf(|out| {
+            let unanswered = &mut *self.unanswered.borrow_mut();
+            while last.is_none()
+                && let Some(answer) = unanswered.queue.pop_front_if(|a| a.is_decided())
+            {
+                unanswered.first = unanswered.first.wrapping_add(1);
+                last = self.write_answer(answer, out);
+            }
+            if unanswered.queue.is_empty() && unanswered.queue.capacity() > QUEUE_ENTRIES_KEPT_MAX {
+                unanswered.queue.shrink_to(QUEUE_ENTRIES_KEPT_MAX);
+            }
+        });
+        if let Some((code, why)) = last {
+            self.finish(code, &why);
+        }
+        if self.has_room() {
+            self.room.notify();
+        }
+    }
+
+    /// Writes one answer. What cannot be said in an answer ends the connection.
+    fn write_answer(&self, answer: Answer, out: &mut BytePages) -> Option<(Code, String)> {
+        let Answer { packet_id, qos, state } = answer;
+        let (code, why) = match state {
+            State::Waiting | State::WaitingToRefuse(_) => return None,
+            State::Durable => {
+                if let Some(packet_id) = packet_id {
+                    Wire::acknowledge(packet_id, qos, out);
+                }
+                return None;
+            }
+            // An answer would tell the client to forget the message; so it gets none and may send it again.
+            State::Unknown => return Some((Code::ServerBusy, "the journal is not available".into())),
+            State::NotTaken(why) => (Code::Quota, why),
+            State::Refused(refusal) => (refusal.code, refusal.detail),
+        };
+        if qos == QoS::ExactlyOnce
+            && let Some(packet_id) = packet_id
+        {
+            self.release(packet_id);
+        }
+        match packet_id {
+            Some(packet_id) if self.wire.refuse(packet_id, qos, code, &why, out) => None,
+            _ => Some((code, why)),
+        }
+    }
+
+    /// Says why (MQTT 5) and closes. Whatever is unanswered stays so.
+    pub(crate) fn finish(&self, code: Code, why: &str) {
+        if self.end.get().is_some() {
+            return;
+        }
+        let _closed = self.io.with_write_buf(|out| self.wire.disconnect(code, why, out));
+        let reason = code.name();
+        self.end.set(Some(reason));
+        self.metrics.disconnect(reason);
+        if self.logs.allow() {
+            tracing::info!(tenant = %self.who.tenant, device = %self.who.device, reason, why, "connection closed");
+        }
+        self.io.close();
+        self.room.notify();
+    }
+
+    /// The client is gone.
+    pub(crate) fn gone(&self, reason: &'static str) {
+        if self.end.get().is_none() {
+            self.end.set(Some(reason));
+            self.metrics.disconnect(reason);
+        }
+        self.room.notify();
+    }
+}
+
+impl Answer {
+    fn is_decided(&self) -> bool {
+        !matches!(self.state, State::Waiting | State::WaitingToRefuse(_))
+    }
+}
+
+/// Connections of one worker, to find the one that another worker speaks of.
+pub(crate) type Connections = RefCell<hashbrown::HashMap<u64, Rc<Connection>>>;

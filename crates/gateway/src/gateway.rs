@@ -1,0 +1,190 @@
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use dunlin_journal::Journal;
+use dunlin_model::{Clock, TenantId};
+use ntex::{
+    io::IoConfig,
+    server::Server,
+    service::{cfg::SharedCfg, fn_service},
+    util::BytePageSize,
+};
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+
+use crate::{
+    account::{Account, Accounts},
+    config::{Config, InvalidConfig},
+    directory::Directory,
+    http,
+    metrics::{Books, Metrics},
+    mqtt,
+    sessions::Order,
+    worker::{Shared, Worker},
+};
+
+/// Read buffers above this give way to back-pressure; also what one read takes at most.
+const READ_BUFFER_BYTES: usize = 16 << 10;
+const READ_BUFFER_BYTES_LOW: usize = 1 << 10;
+/// Buffers that a worker keeps for connections that become active.
+const BUFFERS_KEPT_MAX: usize = 256;
+
+/// The devices' front door, open.
+#[derive(Debug)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+    /// Behind a lock because its handle cannot be shared; nobody contends for it.
+    server: Mutex<Server>,
+    thread: JoinHandle<()>,
+    address: SocketAddr,
+}
+
+/// Shows how the gateway stands.
+#[derive(Debug, Clone)]
+pub struct GatewayView(Books);
+
+impl GatewayView {
+    /// What became of every record since the start, by tenant.
+    pub fn accounts(&self) -> BTreeMap<TenantId, Account> {
+        self.0.accounts.snapshot()
+    }
+
+    /// MQTT connections that are open.
+    pub fn connections(&self) -> u64 {
+        self.0.metrics.connections.get().max(0) as u64
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    #[error("prepare the MQTT listener")]
+    Listener(#[source] io::Error),
+    #[error("start the thread of the MQTT workers")]
+    Thread(#[source] io::Error),
+    #[error("the MQTT workers did not start")]
+    Workers,
+}
+
+impl Gateway {
+    /// Opens the MQTT door on `listener`. Its workers have threads of their own; HTTP runs where
+    /// [`http_routes`](Self::http_routes) is served.
+    pub fn start(
+        config: Config,
+        listener: TcpListener,
+        journal: Arc<dyn Journal>,
+        directory: Arc<dyn Directory>,
+        clock: Clock,
+        registry: &mut Registry,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let address = listener.local_addr().map_err(StartError::Listener)?;
+        let accounts = Accounts::default();
+        let books = Books { metrics: Arc::new(Metrics::new(registry, &accounts)), accounts };
+        let shared = Arc::new(Shared::new(config, journal, directory, clock, books));
+
+        let (started, starting) = mpsc::channel();
+        let workers = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("gateway".into())
+            .spawn(move || run(workers, listener, started))
+            .map_err(StartError::Thread)?;
+        let server = starting.recv().map_err(|_| StartError::Workers)?.map_err(StartError::Listener)?;
+        Ok(Self { shared, server: Mutex::new(server), thread, address })
+    }
+
+    /// Where MQTT is spoken.
+    pub fn mqtt_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `POST /v1/telemetry`, `/v1/events`, `/v1/d/{device}/telemetry`, and what InfluxDB's clients ask for.
+    pub fn http_routes(&self) -> axum::Router {
+        http::routes(self.shared.clone())
+    }
+
+    /// What became of every record since the start.
+    pub fn accounts(&self) -> Accounts {
+        self.shared.books.accounts.clone()
+    }
+
+    /// How the gateway stands, also while somebody else stops it.
+    pub fn view(&self) -> GatewayView {
+        GatewayView(self.shared.books.clone())
+    }
+
+    /// Closes the doors, lets what was appended be acknowledged, says goodbye, and ends the workers. HTTP is ended
+    /// by whoever serves it, before.
+    pub async fn stop(self) {
+        let Self { shared, server, thread, .. } = self;
+        let server = server.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let pausing = server.pause();
+        pausing.await;
+        let patience = Duration::from_secs(shared.config.drain_seconds_max.into());
+        if tokio::time::timeout(patience, workers_leave(&shared)).await.is_err() {
+            tracing::warn!("stopped with publishes unanswered: the journal did not answer in time");
+        }
+        let stopping = server.stop(false);
+        stopping.await;
+        let _panicked = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+}
+
+async fn workers_leave(shared: &Shared) {
+    let left: Vec<_> = {
+        let workers = shared.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers
+            .values()
+            .filter_map(|orders| {
+                let (left, leaving) = oneshot::channel();
+                orders.send(Order::Leave { left }).is_ok().then_some(leaving)
+            })
+            .collect()
+    };
+    futures::future::join_all(left).await;
+}
+
+fn run(shared: Arc<Shared>, listener: TcpListener, started: mpsc::Sender<io::Result<Server>>) {
+    let system = ntex::rt::System::build().name("gateway").disable_signals().build(ntex::rt::DefaultRuntime);
+    system.block_on(async move {
+        let server = match serve(shared, listener) {
+            Ok(server) => server,
+            Err(error) => {
+                let _gone = started.send(Err(error));
+                return;
+            }
+        };
+        let _gone = started.send(Ok(server.clone()));
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the MQTT workers ended");
+        }
+    });
+}
+
+fn serve(shared: Arc<Shared>, listener: TcpListener) -> io::Result<Server> {
+    let io = IoConfig::new()
+        .set_read_buf(READ_BUFFER_BYTES, READ_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
+        .set_write_page_size(BytePageSize::Size4);
+    let workers = shared.config.worker_count();
+    let connections_max = shared.config.connections_max;
+    Ok(ntex::server::build()
+        .workers(workers)
+        .maxconn(connections_max)
+        .disable_signals()
+        .listen("mqtt", listener, async move |_| {
+            let worker = Worker::start(shared.clone());
+            fn_service(async move |io| {
+                mqtt::serve(io, worker.clone()).await;
+                Ok::<(), ()>(())
+            })
+        })?
+        .config("mqtt", SharedCfg::new("mqtt").add(io))
+        .run())
+}

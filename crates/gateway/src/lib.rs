@@ -1,0 +1,33 @@
+//! Devices' front door: listen, authenticate, admit, decode, append, acknowledge.
+//!
+//! A message is acknowledged only after the journal said that it is durable. Tenant and device come from the
+//! credential. Nothing here decides about the data, and nothing outlives a connection but its client id.
+
+mod config; // limits and times
+mod directory; // who may come in: asked here, answered elsewhere
+mod gateway; // start and stop
+
+mod connection; // what one device has not been told yet
+mod mqtt; // the path of an MQTT reading
+mod sessions; // one connection per client id
+mod topic; // where devices publish
+mod wire; // both protocol versions as one
+mod worker; // one thread's share of it all
+
+mod http; // the path of an HTTP reading
+mod line_protocol; // InfluxDB's way to write readings
+
+mod append; // many messages, one commit
+mod decode; // JSON to readings
+mod record; // readings to what the journal carries
+
+mod account; // what became of every record
+mod logs;
+mod metrics;
+
+pub use account::{Account, Accounts};
+pub use config::{Config, InvalidConfig};
+pub use decode::{Entries, Entry, Fault, decode};
+pub use directory::{Admitted, Denied, Directory};
+pub use gateway::{Gateway, GatewayView, StartError};
+pub use record::{Arrival, Delivery, Origin, append_telemetry};

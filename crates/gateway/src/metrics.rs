@@ -1,0 +1,137 @@
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::account::Accounts;
+
+/// What the gateway counts for operators; the records themselves are counted by `Accounts`.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connects: Family<Outcome, Counter>,
+    pub(crate) disconnects: Family<Reason, Counter>,
+    pub(crate) append_seconds: Histogram,
+    pub(crate) inflight_bytes: Gauge<i64>,
+    pub(crate) http_requests: Family<Status, Counter>,
+    pub(crate) payload_bytes: Counter<u64, AtomicU64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    pub(crate) outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Reason {
+    pub(crate) reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Status {
+    pub(crate) status: u16,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry, accounts: &Accounts) -> Self {
+        let metrics = Self {
+            connections: Gauge::default(),
+            connects: Family::default(),
+            disconnects: Family::default(),
+            append_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+            inflight_bytes: Gauge::default(),
+            http_requests: Family::default(),
+            payload_bytes: Counter::default(),
+        };
+        registry.register(
+            "dunlin_gateway_connections",
+            "MQTT connections that are open",
+            metrics.connections.clone(),
+        );
+        registry.register("dunlin_gateway_connects", "MQTT connects by outcome", metrics.connects.clone());
+        registry.register(
+            "dunlin_gateway_disconnects",
+            "MQTT connections that ended, by reason",
+            metrics.disconnects.clone(),
+        );
+        registry.register(
+            "dunlin_gateway_append_seconds",
+            "From handing a batch to the journal until it is durable",
+            metrics.append_seconds.clone(),
+        );
+        registry.register(
+            "dunlin_gateway_inflight_bytes",
+            "Bytes decoded and not yet durable, MQTT",
+            metrics.inflight_bytes.clone(),
+        );
+        registry.register(
+            "dunlin_gateway_http_requests",
+            "HTTP requests by status",
+            metrics.http_requests.clone(),
+        );
+        registry.register(
+            "dunlin_gateway_encoded_bytes",
+            "Bytes of records handed to the journal",
+            metrics.payload_bytes.clone(),
+        );
+        registry.register_collector(Box::new(AccountsCollector(accounts.clone())));
+        metrics
+    }
+
+    pub(crate) fn connect(&self, outcome: &'static str) {
+        self.connects.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn disconnect(&self, reason: &'static str) {
+        self.disconnects.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// Shows the accounts when they are asked for, so that nothing is counted twice.
+#[derive(Debug)]
+struct AccountsCollector(Accounts);
+
+impl Collector for AccountsCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let accounts = self.0.snapshot();
+        let mut family = encoder.encode_descriptor(
+            "dunlin_gateway_records",
+            "Records by what became of them",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (tenant, account) in &accounts {
+            let ends = [
+                ("received", "", account.received),
+                ("accepted", "", account.accepted),
+                ("event", "", account.events),
+                ("failed", "", account.failed),
+            ];
+            let rejected = account.rejected.iter().map(|(reason, n)| ("rejected", reason.as_str(), *n));
+            for (outcome, reason, records) in ends.into_iter().chain(rejected) {
+                let labels = [("tenant", tenant.as_str()), ("outcome", outcome), ("reason", reason)];
+                ConstCounter::new(records).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What every part of the gateway shares.
+#[derive(Debug, Clone)]
+pub(crate) struct Books {
+    pub(crate) accounts: Accounts,
+    pub(crate) metrics: Arc<Metrics>,
+}

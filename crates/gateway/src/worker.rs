@@ -1,0 +1,175 @@
+//! One thread's share of the front door: its connections, and what they have in common.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use dunlin_journal::{Journal, Topic};
+use dunlin_model::{Clock, EventKind, Slot};
+use ntex::channel::condition::Condition;
+use tokio::sync::mpsc;
+
+use crate::{
+    append::Appender,
+    config::Config,
+    connection::{Connection, Connections},
+    directory::{Admitted, Directory},
+    logs::LogBudget,
+    metrics::Books,
+    record::{self, Origin},
+    sessions::{Order, Orders, Sessions},
+    wire::Code,
+};
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) clock: Clock,
+    pub(crate) books: Books,
+    pub(crate) sessions: Sessions,
+    pub(crate) workers: Mutex<BTreeMap<usize, Orders>>,
+    pub(crate) connections: AtomicUsize,
+    connection_ids: AtomicU64,
+    client_ids: String,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        journal: Arc<dyn Journal>,
+        directory: Arc<dyn Directory>,
+        clock: Clock,
+        books: Books,
+    ) -> Self {
+        let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
+        Self {
+            config,
+            journal,
+            directory,
+            clock,
+            books,
+            sessions: Sessions::default(),
+            workers: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            connection_ids: AtomicU64::new(1),
+            client_ids,
+        }
+    }
+
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        self.connection_ids.fetch_add(1, Relaxed)
+    }
+
+    /// A client id for a client that brought none; other processes and earlier runs give others.
+    pub(crate) fn client_id(&self, connection: u64) -> String {
+        format!("{}{connection}", self.client_ids)
+    }
+}
+
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) appender: Rc<Appender>,
+    pub(crate) orders: Orders,
+    pub(crate) connections: Connections,
+    pub(crate) logs: Rc<LogBudget>,
+    leaving: Cell<bool>,
+    emptied: Condition<()>,
+}
+
+impl Worker {
+    /// To be called on the worker's own thread; its tasks live there.
+    pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let appender = Rc::new(Appender::new(
+            shared.journal.clone(),
+            shared.clock.clone(),
+            shared.config.time.clone(),
+            (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
+            shared.books.metrics.clone(),
+        ));
+        {
+            let mut workers = shared.workers.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = workers.len();
+            workers.insert(number, orders.clone());
+        }
+        let worker = Rc::new(Self {
+            shared,
+            appender: appender.clone(),
+            orders,
+            connections: Connections::default(),
+            logs: Rc::new(LogBudget::new()),
+            leaving: Cell::new(false),
+            emptied: Condition::new(),
+        });
+        ntex::rt::spawn(appender.run());
+        ntex::rt::spawn(worker.clone().obey(inbox));
+        worker
+    }
+
+    /// Whether the doors are closed: what comes now is not read any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    async fn obey(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
+        while let Some(order) = inbox.recv().await {
+            match order {
+                Order::TakenOver { connection } => self.take_over(connection),
+                Order::Leave { left } => {
+                    self.leave().await;
+                    let _nobody_waits = left.send(());
+                }
+            }
+        }
+    }
+
+    fn take_over(&self, connection: u64) {
+        let taken = self.connections.borrow().get(&connection).cloned();
+        if let Some(taken) = taken {
+            taken.finish(Code::TakenOver, "another connection has this client id now");
+        }
+    }
+
+    /// The stop, in the order of the promise: read no more, acknowledge what is durable, say goodbye.
+    async fn leave(&self) {
+        self.leaving.set(true);
+        self.appender.drained().await;
+        let all: Vec<Rc<Connection>> = self.connections.borrow().values().cloned().collect();
+        for connection in all {
+            connection.finish(Code::ShuttingDown, "the server is shutting down");
+        }
+        while !self.connections.borrow().is_empty() {
+            self.emptied.wait().await;
+        }
+        self.appender.drained().await; // The events of the disconnects.
+    }
+
+    pub(crate) fn enters(&self, connection: &Rc<Connection>) {
+        self.connections.borrow_mut().insert(connection.id, connection.clone());
+        self.shared.books.metrics.connections.inc();
+    }
+
+    pub(crate) fn leaves(&self, connection: &Connection) {
+        self.connections.borrow_mut().remove(&connection.id);
+        self.shared.books.metrics.connections.dec();
+        if self.connections.borrow().is_empty() {
+            self.emptied.notify();
+        }
+    }
+
+    /// Tells the journal that a device came or went. Nobody waits for it.
+    pub(crate) fn event(&self, who: &Admitted, kind: EventKind, detail: String) {
+        let slot = Slot::of(&who.tenant, &who.device);
+        let record = record::event(Origin::from(who), kind, detail, self.appender.now());
+        self.appender.record(self.appender.lane(Topic::Events, slot), &record, None, None);
+    }
+}

@@ -1,0 +1,44 @@
+use std::collections::BTreeMap;
+
+use dunlin_model::RejectReason;
+
+use crate::lab::{Gate, Lab, publish};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_record_is_accounted_for() {
+    let lab = Lab::start().await;
+    let mut client = lab.connected(5, "probe").await;
+    lab.appends(1).await;
+    let mut all = publish(5, 0, 0, "v1/telemetry", b"{\"a\":1}");
+    all.extend(publish(5, 1, 1, "v1/telemetry", b"[{\"a\":1},{\"a\":2},{\"a\":3}]"));
+    all.extend(publish(5, 1, 2, "v1/telemetry", b"no"));
+    all.extend(publish(5, 1, 3, "v1/nowhere", b"{\"a\":1}"));
+    all.extend(publish(5, 1, 4, "v1/events", b"{}"));
+    client.send(&all).await;
+    for id in 1..=4 {
+        assert_eq!(client.packet().await.unwrap()[3], id);
+    }
+    let account = lab.account();
+    assert_eq!((account.received, account.accepted, account.events), (7, 4, 1));
+    assert_eq!((account.failed, account.in_flight), (0, 0));
+    assert_eq!(
+        account.rejected,
+        BTreeMap::from([(RejectReason::PayloadFormat, 1), (RejectReason::UnknownTopic, 1)])
+    );
+
+    lab.gate(Gate::Closed);
+    let before = lab.append_count();
+    client.send(&publish(5, 1, 5, "v1/telemetry", b"{\"a\":1}")).await;
+    lab.appends(before + 1).await;
+    assert_eq!(lab.account().in_flight, 1);
+    lab.gate(Gate::Open);
+    assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 5]);
+    assert_eq!(lab.account().in_flight, 0);
+
+    let mut metrics = String::new();
+    prometheus_client::encoding::text::encode(&mut metrics, &lab.registry).unwrap();
+    assert!(
+        metrics.contains(r#"dunlin_gateway_records_total{tenant="default",outcome="accepted",reason=""} 5"#),
+        "{metrics}"
+    );
+}

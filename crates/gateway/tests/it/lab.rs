@@ -1,0 +1,360 @@
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dunlin_gateway::{Account, Admitted, Config, Denied, Directory, Gateway};
+use dunlin_journal::{
+    AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
+    ReadError, Topic,
+};
+use dunlin_model::{Clock, DeviceId, DeviceType, Event, Rejected, TenantId, Timestamp, avro::Datum};
+use futures::future::BoxFuture;
+use prometheus_client::registry::Registry;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
+
+pub(crate) const NOW_MILLIS: i64 = 1_700_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the gate before the journal does with appends.
+#[derive(Debug, Clone)]
+pub(crate) enum Gate {
+    Open,
+    Closed,
+    Failing(AppendError),
+}
+
+/// A memory journal whose appends wait until they are let through.
+#[derive(Debug)]
+pub(crate) struct GatedJournal {
+    inner: MemoryJournal,
+    gate: watch::Sender<Gate>,
+    arrived: watch::Sender<usize>,
+}
+
+impl GatedJournal {
+    fn new() -> Self {
+        Self { inner: memory_journal(), gate: watch::Sender::new(Gate::Open), arrived: watch::Sender::new(0) }
+    }
+}
+
+impl GatedJournal {
+    pub(crate) fn open(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+}
+
+impl Journal for GatedJournal {
+    fn partitions(&self, topic: Topic) -> u16 {
+        self.inner.partitions(topic)
+    }
+
+    fn append(&self, at: Partition, batch: Batch) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let mut gate = self.gate.subscribe();
+        self.arrived.send_modify(|n| *n += 1);
+        if matches!(*gate.borrow(), Gate::Open) {
+            return self.inner.append(at, batch);
+        }
+        // The order of the calls is the order of the offsets, so what waits keeps its place by being appended now;
+        // only the answer is held back.
+        let failing = matches!(*gate.borrow(), Gate::Failing(_));
+        let appended = (!failing).then(|| self.inner.append(at, batch));
+        Box::pin(async move {
+            let state =
+                gate.wait_for(|g| !matches!(g, Gate::Closed)).await.map(|g| g.clone()).unwrap_or(Gate::Open);
+            match (state, appended) {
+                (Gate::Failing(error), _) => Err(error),
+                (_, Some(appended)) => appended.await,
+                (_, None) => Err(AppendError::Closed),
+            }
+        })
+    }
+
+    fn read(
+        &self,
+        at: Partition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<Entries>, ReadError>> {
+        self.inner.read(at, from, bytes_max)
+    }
+
+    fn extent(&self, at: Partition) -> Extent {
+        self.inner.extent(at)
+    }
+
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.inner.progress()
+    }
+
+    fn position(&self, consumer: &str, at: Partition) -> Option<Offset> {
+        self.inner.position(consumer, at)
+    }
+
+    fn commit(
+        &self,
+        consumer: &str,
+        at: Partition,
+        position: Offset,
+    ) -> BoxFuture<'static, std::io::Result<()>> {
+        self.inner.commit(consumer, at, position)
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        self.inner.close()
+    }
+}
+
+fn clock() -> Clock {
+    Clock::new(|| Timestamp::from_millis(NOW_MILLIS).expect("a time"))
+}
+
+fn memory_journal() -> MemoryJournal {
+    MemoryJournal::with_clock(3, clock())
+}
+
+/// Tokens are device names. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
+#[derive(Debug)]
+struct Names(Mutex<u32>);
+
+impl Directory for Names {
+    fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
+        Box::pin(async move {
+            match token.as_str() {
+                "off" => Err(Denied::Disabled),
+                "down" => Err(Denied::Unavailable("out for lunch".into())),
+                "unknown" => Err(Denied::UnknownToken),
+                name => Ok(Admitted {
+                    tenant: TenantId::default_tenant(),
+                    device: name.parse().map_err(|_| Denied::UnknownToken)?,
+                    device_type: DeviceType::default_type(),
+                    speaks_for_children: name.starts_with("gw"),
+                }),
+            }
+        })
+    }
+
+    fn child(&self, _: &Admitted, name: DeviceId) -> BoxFuture<'_, Result<(DeviceId, DeviceType), Denied>> {
+        *self.0.lock().unwrap() += 1;
+        Box::pin(async move {
+            match &*name {
+                "off" => Err(Denied::Disabled),
+                _ => Ok((name, "child".parse().unwrap())),
+            }
+        })
+    }
+}
+
+pub(crate) struct Lab {
+    pub(crate) gateway: Gateway,
+    pub(crate) journal: Arc<GatedJournal>,
+    pub(crate) http: SocketAddr,
+    pub(crate) registry: Registry,
+}
+
+impl Lab {
+    pub(crate) async fn start() -> Self {
+        Self::with(Config { workers: 2, ..Config::default() }).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        let journal = Arc::new(GatedJournal::new());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut registry = Registry::default();
+        let directory = Arc::new(Names(Mutex::new(0)));
+        let gateway =
+            Gateway::start(config, listener, journal.clone(), directory, clock(), &mut registry).unwrap();
+        let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let http = door.local_addr().unwrap();
+        let routes = gateway.http_routes();
+        tokio::spawn(async move { axum::serve(door, routes).await });
+        Self { gateway, journal, http, registry }
+    }
+
+    pub(crate) fn gate(&self, gate: Gate) {
+        self.journal.gate.send_replace(gate);
+    }
+
+    /// Until that many appends have come to the journal.
+    pub(crate) async fn appends(&self, count: usize) {
+        let mut arrived = self.journal.arrived.subscribe();
+        tokio::time::timeout(PATIENCE, arrived.wait_for(|n| *n >= count)).await.unwrap().unwrap();
+    }
+
+    pub(crate) fn append_count(&self) -> usize {
+        *self.journal.arrived.borrow()
+    }
+
+    pub(crate) async fn raw(&self, topic: Topic) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        for index in 0..self.journal.partitions(topic) {
+            let at = Partition::new(topic, index);
+            let mut from = Offset::ZERO;
+            while from < self.journal.extent(at).next {
+                for entries in self.journal.read(at, from, 1 << 20).await.unwrap() {
+                    all.extend(entries.iter().map(|e| e.bytes.to_vec()));
+                    from = entries.next();
+                }
+            }
+        }
+        all
+    }
+
+    /// `device: metric=value,...` of every record.
+    pub(crate) async fn telemetry(&self) -> Vec<String> {
+        let records = self.raw(Topic::Telemetry).await;
+        records
+            .iter()
+            .map(|bytes| {
+                let record = dunlin_model::avro::decode(bytes).unwrap();
+                let readings: Vec<String> =
+                    record.readings.iter().map(|r| format!("{}={:?}", r.metric, r.value)).collect();
+                format!("{}/{}: {}", record.device_type, record.device, readings.join(","))
+            })
+            .collect()
+    }
+
+    pub(crate) async fn rejected(&self) -> Vec<Rejected> {
+        self.raw(Topic::Rejected).await.iter().map(|bytes| Rejected::decode(bytes).unwrap()).collect()
+    }
+
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        self.raw(Topic::Events).await.iter().map(|bytes| Event::decode(bytes).unwrap()).collect()
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        self.gateway.accounts().snapshot().remove(&TenantId::default_tenant()).unwrap_or_default()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client(TcpStream::connect(self.gateway.mqtt_address()).await.unwrap())
+    }
+
+    pub(crate) async fn connected(&self, version: u8, token: &str) -> Client {
+        let mut client = self.client().await;
+        client.send(&connect(version, token, token)).await;
+        let ack = client.packet().await.expect("CONNACK");
+        assert_eq!((ack[0], connack_code(&ack)), (0x20, 0), "{ack:02x?}");
+        client
+    }
+
+    pub(crate) async fn http(&self, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        let head = head.replace('\n', "\r\n");
+        let request =
+            format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+}
+
+/// A client that speaks in bytes.
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+    }
+
+    /// Sends even if the other side has closed.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
+        let _closed = self.0.write_all(bytes).await;
+    }
+
+    /// The next packet, whole; `None` when the server has closed.
+    pub(crate) async fn packet(&mut self) -> Option<Vec<u8>> {
+        tokio::time::timeout(PATIENCE, self.read_packet()).await.expect("a packet or the end")
+    }
+
+    async fn read_packet(&mut self) -> Option<Vec<u8>> {
+        let mut packet = vec![self.0.read_u8().await.ok()?];
+        let (mut length, mut shift) = (0, 0);
+        loop {
+            let byte = self.0.read_u8().await.ok()?;
+            packet.push(byte);
+            length |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let start = packet.len();
+        packet.resize(start + length, 0);
+        self.0.read_exact(&mut packet[start..]).await.ok()?;
+        Some(packet)
+    }
+
+    pub(crate) async fn is_closed(&mut self) -> bool {
+        self.packet().await.is_none()
+    }
+
+    /// Whether the connection lives: an answer to a ping, and nothing before it.
+    pub(crate) async fn pings(&mut self) -> bool {
+        self.send(&[0xC0, 0]).await;
+        self.packet().await.as_deref() == Some(&[0xD0, 0])
+    }
+}
+
+pub(crate) fn connack_code(packet: &[u8]) -> u8 {
+    packet[3]
+}
+
+fn text(s: &str) -> Vec<u8> {
+    let mut out = (s.len() as u16).to_be_bytes().to_vec();
+    out.extend_from_slice(s.as_bytes());
+    out
+}
+
+pub(crate) fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![kind];
+    let mut length = body.len();
+    loop {
+        let byte = (length % 128) as u8;
+        length /= 128;
+        out.push(byte | if length > 0 { 0x80 } else { 0 });
+        if length == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(body);
+    out
+}
+
+pub(crate) fn connect(version: u8, client_id: &str, token: &str) -> Vec<u8> {
+    let mut body = text("MQTT");
+    body.extend_from_slice(&[version, if token.is_empty() { 0x02 } else { 0x82 }, 0, 60]);
+    if version == 5 {
+        body.push(0);
+    }
+    body.extend(text(client_id));
+    if !token.is_empty() {
+        body.extend(text(token));
+    }
+    frame(0x10, &body)
+}
+
+pub(crate) fn publish(version: u8, qos: u8, id: u16, topic: &str, payload: &[u8]) -> Vec<u8> {
+    let mut body = text(topic);
+    if qos > 0 {
+        body.extend_from_slice(&id.to_be_bytes());
+    }
+    if version == 5 {
+        body.push(0);
+    }
+    body.extend_from_slice(payload);
+    frame(0x30 | qos << 1, &body)
+}

@@ -1,0 +1,8 @@
+//! The front door on real sockets, with a memory journal behind it.
+
+mod lab; // a gateway, a gate before its journal, raw clients
+
+mod accounts;
+mod http;
+mod malformed;
+mod mqtt;

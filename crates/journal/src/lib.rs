@@ -1,0 +1,12 @@
+//! The durable log that feeds every stage: its contract, the suite that every backend runs, and a memory journal.
+
+mod contract;
+mod memory;
+
+pub mod conformance;
+
+pub use contract::{
+    AppendError, Appended, Batch, Entries, Entry, Extent, Health, Journal, Offset, Partition, ReadError,
+    Recovery, Topic,
+};
+pub use memory::MemoryJournal;

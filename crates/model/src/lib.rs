@@ -1,0 +1,28 @@
+//! The words of the house: ids, records, readings, time, limits. No IO, no clock, no randomness.
+
+mod alert; // a step in the life of an alert
+mod event; // something that happened to a device
+mod record; // one device message
+mod rejected; // a message that was refused
+mod value; // what a reading holds
+
+mod clock;
+mod names; // tenants, devices, device types, metrics
+mod time; // microseconds since 1970, UTC // where the time comes from
+
+mod event_time; // which clock a record is filed under
+mod slot; // device -> slot -> partition
+
+pub mod avro; // all of these on the wire and on disk
+pub mod limits;
+
+pub use alert::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
+pub use clock::Clock;
+pub use event::{Event, EventKind};
+pub use event_time::{TimePolicy, TimeSource};
+pub use names::{DeviceId, DeviceType, InvalidName, MetricName, TenantId};
+pub use record::{MessageId, Reading, Readings, Record};
+pub use rejected::{RejectReason, Rejected};
+pub use slot::{SLOTS, Slot};
+pub use time::Timestamp;
+pub use value::{Value, ValueRef};

@@ -1,0 +1,125 @@
+//! What all consumers do alike: run on a thread of their own, wait for news, try again after a pause.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// A consumer's thread; dropped, it stops when it next looks.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    stop: watch::Sender<bool>,
+    done: oneshot::Receiver<()>,
+}
+
+/// Whether the owner asked the consumer to stop.
+#[derive(Debug, Clone)]
+pub(crate) struct Stop(watch::Receiver<bool>);
+
+impl Worker {
+    /// Runs `work` on its own thread with a runtime for timers, below the priority of what devices wait for.
+    pub(crate) fn spawn<F: Future<Output = ()>>(
+        name: String,
+        nice: i32,
+        work: impl FnOnce(Stop) -> F + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let (finished, done) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        std::thread::Builder::new().name(name).spawn(move || {
+            // Refused at worst, and then it runs at the priority of the rest.
+            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
+            runtime.block_on(work(Stop(stopped)));
+            let _ = finished.send(());
+        })?;
+        Ok(Self { stop, done })
+    }
+
+    pub(crate) fn ask_to_stop(&self) {
+        let _ = self.stop.send(true);
+    }
+
+    /// Returns when the thread is through. An error of the channel means it panicked, and said so.
+    pub(crate) async fn stopped(self) {
+        self.ask_to_stop();
+        let _ = self.done.await;
+    }
+}
+
+impl Stop {
+    pub(crate) fn is_asked(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+
+    pub(crate) async fn asked(&mut self) {
+        while !self.is_asked() {
+            if self.0.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps unless asked to stop.
+    pub(crate) async fn sleep(&mut self, pause: Duration) {
+        tokio::select! {
+            () = self.asked() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// A growing pause between tries.
+#[derive(Debug)]
+pub(crate) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(PAUSE_MIN)
+    }
+}
+
+impl Backoff {
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(PAUSE_MAX);
+        pause
+    }
+}
+
+/// Something to be done again and again, not more often than every `period`.
+#[derive(Debug)]
+pub(crate) struct Every {
+    period: Duration,
+    last: Instant,
+}
+
+impl Every {
+    pub(crate) fn new(period: Duration) -> Self {
+        Self { period, last: Instant::now() }
+    }
+
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = self.last.elapsed() >= self.period;
+        if due {
+            self.last = Instant::now();
+        }
+        due
+    }
+}
+
+/// The error and what caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

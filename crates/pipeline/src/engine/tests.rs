@@ -1,0 +1,405 @@
+use dunlin_model::{MessageId, Reading, Readings, TimeSource, ValueRef};
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+
+/// One record of a story: device, event second, receive second, value.
+#[derive(Debug, Clone)]
+struct Told {
+    device: String,
+    time: f64,
+    received: f64,
+    value: f64,
+}
+
+/// `60s 82`, with a device (`b: 60s 82`) and a receive time (`60s 82 @90s`) where they matter. The receive time is
+/// the event time unless said.
+fn told(story: &str) -> Vec<Told> {
+    let seconds = |text: &str| text.trim().trim_end_matches('s').parse::<f64>().unwrap();
+    let one = |part: &str| {
+        let (device, rest) = part.split_once(':').unwrap_or(("d", part));
+        let (said, received) = rest.split_once('@').unwrap_or((rest, ""));
+        let mut words = said.split_whitespace();
+        let time = seconds(words.next().unwrap());
+        let value = words.next().unwrap().parse().unwrap();
+        let received = if received.is_empty() { time } else { seconds(received) };
+        Told { device: device.trim().into(), time, received, value }
+    };
+    story.split('|').map(one).collect()
+}
+
+fn at(seconds: f64) -> Timestamp {
+    Timestamp::from_micros((seconds * 1e6) as i64)
+}
+
+fn record(told: &Told) -> Record<'_> {
+    Record {
+        tenant: "default",
+        device: &told.device,
+        device_type: "default",
+        message_id: MessageId::None,
+        received_at: at(told.received),
+        device_time: None,
+        time: at(told.time),
+        time_source: TimeSource::Server,
+        readings: Readings::from_iter([Reading { metric: "temperature", value: ValueRef::F64(told.value) }]),
+    }
+}
+
+fn rules(when: &str) -> RuleSet {
+    RuleSet::parse(&format!("[[rule]]\nname = \"r\"\nwhen = '''{when}'''\n"), "r.toml").unwrap()
+}
+
+fn limits() -> Limits {
+    Limits { lateness_millis: 0, ..Limits::default() }
+}
+
+fn restarted(engine: &Engine, limits: &Limits, rules: &RuleSet, out: &mut Vec<AlertTransition>) -> Engine {
+    let bytes = postcard::to_stdvec(&engine.state()).unwrap();
+    Engine::restore(limits.clone(), rules, postcard::from_bytes(&bytes).unwrap(), out).unwrap()
+}
+
+/// The transitions of a story, cut and taken up again before each of `cuts`.
+fn run(limits: &Limits, rules: &RuleSet, story: &[Told], cuts: &[usize]) -> Vec<AlertTransition> {
+    let mut out = Vec::new();
+    let mut engine = Engine::new(limits.clone(), rules);
+    for (n, told) in story.iter().enumerate() {
+        if cuts.contains(&n) {
+            engine = restarted(&engine, limits, rules, &mut out);
+            let from = engine.primed_from(Offset(n as u64), Offset::ZERO).0 as usize;
+            for (m, earlier) in story[from..n].iter().enumerate() {
+                engine.remember(&record(earlier), Offset((from + m) as u64));
+            }
+        }
+        engine.evaluate(&record(told), Offset(n as u64), &mut out);
+    }
+    out
+}
+
+#[track_caller]
+fn check_with(limits: &Limits, rule: &str, story: &str, expect: Expect) {
+    let (rules, story) = (rules(rule), told(story));
+    let whole = run(limits, &rules, &story, &[]);
+    let many = story.iter().any(|t| t.device != "d");
+    let said = whole.iter().map(|t| {
+        let device = if many { format!("{}: ", t.device) } else { String::new() };
+        let phase = format!("{:?}", t.phase).to_lowercase();
+        format!("{device}{}s {phase} {}", t.at.as_micros() as f64 / 1e6, t.value)
+    });
+    expect.assert_eq(&said.collect::<Vec<_>>().join(" | "));
+    for cut in 0..story.len() {
+        assert_eq!(run(limits, &rules, &story, &[cut]), whole, "restarted before record {cut}");
+    }
+    assert_eq!(run(limits, &rules, &story, &(0..story.len()).collect::<Vec<_>>()), whole, "restarted always");
+}
+
+#[track_caller]
+fn check(rule: &str, story: &str, expect: Expect) {
+    check_with(&limits(), rule, story, expect);
+}
+
+#[test]
+fn a_plain_threshold_fires_at_once_and_clears_when_it_is_false() {
+    check(
+        "temperature > 80",
+        "0s 79 | 1s 81 | 2s 90 | 3s 80 | 4s 99",
+        expect!["1s firing 81 | 3s resolved 80 | 4s firing 99"],
+    );
+}
+
+#[test]
+fn fires_after_hold_time() {
+    check("temperature > 80 for 2m", "0s 81 | 60s 82 | 120s 83", expect!["0s pending 81 | 120s firing 83"]);
+    check(
+        "temperature > 80 for 2m",
+        "0s 81 | 60s 79 | 120s 83 | 239s 84",
+        expect!["0s pending 81 | 60s cancelled 79 | 120s pending 83"],
+    );
+}
+
+#[test]
+fn stays_firing_between_threshold_and_clear() {
+    check(
+        "temperature > 80, clear below 75",
+        "0s 81 | 1s 78 | 2s 75 | 3s 81 | 4s 74.9 | 5s 78",
+        expect!["0s firing 81 | 4s resolved 74.9"],
+    );
+    check(
+        "temperature > 80 for 10s, clear below 75",
+        "0s 81 | 5s 78 | 12s 81",
+        expect!["0s pending 81 | 5s cancelled 78 | 12s pending 81"],
+    );
+    check("temperature < 5, clear above 8", "0s 4 | 1s 7 | 2s 8.1", expect!["0s firing 4 | 2s resolved 8.1"]);
+}
+
+#[test]
+fn a_window_is_judged_when_the_watermark_passes_its_end() {
+    check(
+        "avg(temperature) over 1m > 80",
+        "0s 70 | 30s 100 | 59s 79 | 60s 10 | 119s 10 | 120s 0",
+        expect!["60s firing 83 | 120s resolved 10"],
+    );
+}
+
+#[test]
+fn windows_hold_until_the_span_is_long_enough() {
+    check(
+        "avg(temperature) over 1m > 80 for 2m, clear below 75",
+        "0s 81 | 60s 82 | 120s 78 | 180s 74 | 240s 0",
+        expect!["60s pending 81 | 120s firing 82 | 240s resolved 74"],
+    );
+    check(
+        "avg(temperature) over 1m > 80 for 2m",
+        "0s 81 | 120s 82 | 180s 83 | 240s 0",
+        expect!["60s pending 81 | 180s cancelled 82 | 180s pending 82 | 240s firing 83"],
+    );
+}
+
+#[test]
+fn hopping_windows_overlap() {
+    check(
+        "max(temperature) over 3m every 1m >= 3",
+        "0s 1 | 60s 3 | 120s 1 | 180s 1 | 240s 1 | 300s 1",
+        expect!["120s firing 3 | 300s resolved 1"],
+    );
+    check(
+        "sum(temperature) over 2m every 1m > 3",
+        "0s 2 | 60s 2 | 120s 1 | 180s 0",
+        expect!["120s firing 4 | 180s resolved 3"],
+    );
+    check(
+        "last(temperature) over 1m != 5",
+        "0s 1 | 10s 5 | 60s 4 | 120s 5 | 180s 0",
+        expect!["120s firing 4 | 180s resolved 5"],
+    );
+    check(
+        "count(temperature) over 1m >= 3",
+        "0s 1 | 1s 1 | 2s 1 | 60s 0 | 120s 0",
+        expect!["60s firing 3 | 120s resolved 1"],
+    );
+    check("min(temperature) over 1m < 3", "0s 9 | 1s 2 | 60s 0", expect!["60s firing 2"]);
+}
+
+#[test]
+fn late_records_change_nothing_and_early_enough_ones_count() {
+    check("max(temperature) over 1m > 80", "0s 1 | 70s 1 | 50s 99 | 130s 1", expect![""]);
+    let lenient = Limits { lateness_millis: 30_000, ..limits() };
+    check_with(
+        &lenient,
+        "max(temperature) over 1m > 80",
+        "0s 1 | 70s 1 | 50s 99 | 150s 1",
+        expect!["60s firing 99 | 120s resolved 1"],
+    );
+    check("temperature > 80", "10s 1 | 5s 99 | 11s 1", expect![""]);
+}
+
+#[test]
+fn a_replay_of_old_data_beside_live_data_is_judged_by_its_own_time() {
+    check(
+        "avg(temperature) over 1m > 80",
+        "a: 1000000s 1 | b: 0s 90 @1000000s | b: 60s 90 @1000000s | a: 1000060s 99 @1000060s | a: 1000120s 1 @1000120s",
+        expect!["b: 60s firing 90 | a: 1000080s firing 99"],
+    );
+}
+
+#[test]
+fn a_silent_device_closes_its_window_at_the_pace_of_the_others() {
+    check(
+        "avg(temperature) over 1m > 80",
+        "b: 30s 99 | a: 31s 1 | a: 69s 1 | a: 70s 1 | a: 71s 1",
+        expect!["b: 60s firing 99"],
+    );
+}
+
+#[test]
+fn a_tick_closes_windows_when_nobody_speaks() {
+    let rules = rules("avg(temperature) over 1m > 80");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    engine.evaluate(&record(&told("30s 99")[0]), Offset(0), &mut out);
+    engine.tick(at(69.0), &mut out);
+    assert!(out.is_empty());
+    engine.tick(at(70.0), &mut out);
+    assert_eq!(out.len(), 1);
+    assert_eq!((out[0].at, engine.window_count()), (at(60.0), 0));
+}
+
+#[test]
+fn a_device_is_forgotten_after_its_time_and_what_it_fired_is_resolved() {
+    let limits = Limits { device_ttl_seconds: 100, ..limits() };
+    check_with(
+        &limits,
+        "temperature > 80",
+        "b: 0s 99 | a: 50s 1 | a: 100s 1 | b: 101s 99",
+        expect!["b: 0s firing 99 | b: 0s resolved 80 | b: 101s firing 99"],
+    );
+}
+
+#[test]
+fn devices_have_a_ceiling() {
+    let limits = Limits { devices_max: 3, ..limits() };
+    let story: Vec<_> = (0..50)
+        .map(|n| Told {
+            device: format!("d{}", n % 10),
+            time: f64::from(n),
+            received: f64::from(n),
+            value: 99.0,
+        })
+        .collect();
+    let rules = rules("temperature > 80");
+    let mut engine = Engine::new(limits.clone(), &rules);
+    let mut out = Vec::new();
+    for (told, n) in story.iter().zip(0..) {
+        engine.evaluate(&record(told), Offset(n), &mut out);
+        assert!(engine.device_count() <= 3 && engine.due.len() <= 4);
+    }
+    assert_eq!(engine.forgotten_count(), 47);
+    let cuts: Vec<_> = (0..50).collect();
+    assert_eq!(run(&limits, &rules, &story, &cuts), out);
+}
+
+#[test]
+fn copies_are_not_evaluated() {
+    let rules = rules("sum(temperature) over 1m > 3");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    let told = told("0s 2 | 0s 2 | 60s 0");
+    let fates: Vec<_> = (0..)
+        .zip(&told)
+        .map(|(n, told)| {
+            let record = Record { message_id: MessageId::Given(told.value as u64), ..record(told) };
+            engine.evaluate(&record, Offset(n), &mut out)
+        })
+        .collect();
+    assert_eq!(fates, [Fate::Evaluated, Fate::Copy, Fate::Evaluated]);
+    assert!(out.is_empty());
+    assert_eq!(
+        engine.accounts()["default"],
+        Account { read: 3, evaluated: 2, copies: 1, ..Account::default() }
+    );
+}
+
+#[test]
+fn reloading_keeps_what_unchanged_rules_know() {
+    let both = RuleSet::parse(
+        "[[rule]]\nname=\"a\"\nwhen=\"temperature > 80 for 10s\"\n[[rule]]\nname=\"b\"\nwhen=\"temperature > 70\"\n",
+        "r.toml",
+    ).unwrap();
+    let one = RuleSet::parse(
+        "[[rule]]\nname=\"c\"\nwhen=\"temperature > 60\"\n[[rule]]\nname=\"a\"\nwhen=\"temperature > 80 for 10s\"\nseverity=\"critical\"\n",
+        "r.toml",
+    ).unwrap();
+    let story = told("0s 90 | 10s 90");
+    let names = |out: &[AlertTransition]| -> Vec<String> {
+        out.iter().map(|t| format!("{} {:?}", t.rule, t.phase)).collect()
+    };
+    for restart in [false, true] {
+        let mut out = Vec::new();
+        let mut engine = Engine::new(limits(), &both);
+        engine.evaluate(&record(&story[0]), Offset(0), &mut out);
+        assert_eq!(names(&out), ["a Pending", "b Firing"]);
+        out.clear();
+        match restart {
+            true => engine = restarted(&engine, &limits(), &one, &mut out),
+            false => engine.reload(&one, &mut out),
+        }
+        assert_eq!(names(&out), ["b Resolved"]);
+        out.clear();
+        engine.evaluate(&record(&story[1]), Offset(1), &mut out);
+        assert_eq!(names(&out), ["c Firing", "a Firing"]);
+    }
+}
+
+#[test]
+fn rules_choose_devices_types_and_tenants() {
+    let text = r#"
+        [[rule]]
+        name = "pumps"
+        when = "temperature > 1"
+        devices = "pump-*"
+        [[rule]]
+        name = "one"
+        when = "temperature > 1"
+        devices = "pump-7"
+        [[rule]]
+        name = "type"
+        when = "temperature > 1"
+        device_type = "boiler"
+        [[rule]]
+        name = "tenant"
+        when = "temperature > 1"
+        tenant = "acme"
+    "#;
+    let rules = RuleSet::parse(text, "r.toml").unwrap();
+    let who = |tenant, device, device_type| {
+        let told = &told("0s 2")[0];
+        let mut out = Vec::new();
+        let record = Record { tenant, device, device_type, ..record(told) };
+        Engine::new(limits(), &rules).evaluate(&record, Offset(0), &mut out);
+        let mut names: Vec<_> = out.into_iter().map(|t| t.rule).collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(who("default", "pump-1", "default"), "pumps");
+    assert_eq!(who("default", "pump-7", "boiler"), "one pumps type");
+    assert_eq!(who("acme", "fan", "default"), "tenant");
+    assert_eq!(who("default", "fan", "default"), "");
+}
+
+#[test]
+fn what_breaks_on_a_record_costs_its_device_only() {
+    let rules = rules("sum(temperature) over 1m > 3");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    let story = told("a: 0s 1 | b: 0s 1 | a: 1s 1");
+    engine.evaluate(&record(&story[0]), Offset(0), &mut out);
+    engine.evaluate(&record(&story[1]), Offset(1), &mut out);
+    // A cell that names no rule: what a bug would leave behind.
+    let slot = engine.find("default", "a", device_hash("default", "a")).unwrap();
+    engine.devices[slot as usize].as_mut().unwrap().cells[0].rule = 77;
+    assert_eq!(engine.evaluate(&record(&story[2]), Offset(2), &mut out), Fate::Failed);
+    assert_eq!(engine.device_count(), 1);
+    assert_eq!(engine.evaluate(&record(&story[2]), Offset(3), &mut out), Fate::Evaluated);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn a_run_cut_anywhere_says_the_same(
+        readings in prop::collection::vec((0u8..5, -20i32..40, 0u32..30, 60f64..100.0), 1..120),
+        cuts in prop::collection::vec(0usize..120, 0..6),
+        rule in prop::sample::select(vec![
+            "temperature > 80 for 20s, clear below 75",
+            "avg(temperature) over 1m > 80, clear below 78",
+            "max(temperature) over 1m every 20s > 90 for 1m",
+            "last(temperature) over 30s every 10s < 70",
+        ]),
+        lateness_millis in prop::sample::select(vec![0u64, 5_000, 30_000]),
+        devices_max in 2usize..6,
+    ) {
+        let limits = Limits {
+            lateness_millis, devices_max, device_ttl_seconds: 120, recent_records_max: 16, idle_grace_seconds: 10,
+        };
+        let mut now = 1_000.0;
+        let story: Vec<_> = readings.into_iter().map(|(device, skew, step, value)| {
+            now += f64::from(step);
+            Told { device: format!("d{device}"), time: now + f64::from(skew), received: now, value }
+        }).collect();
+        let rules = rules(rule);
+        let whole = run(&limits, &rules, &story, &[]);
+        prop_assert_eq!(run(&limits, &rules, &story, &cuts), whole);
+    }
+
+    #[test]
+    fn an_episode_is_named_once(values in prop::collection::vec((0u8..3, 70f64..90.0), 1..80)) {
+        let mut now = 0.0;
+        let story: Vec<_> = values.into_iter().map(|(step, value)| {
+            now += f64::from(step);
+            Told { device: "d".into(), time: now, received: now, value }
+        }).collect();
+        let said = run(&limits(), &rules("temperature > 80 for 1s"), &story, &[]);
+        let ids: std::collections::HashSet<_> = said.iter().map(|t| t.id).collect();
+        prop_assert_eq!(ids.len(), said.len());
+    }
+}

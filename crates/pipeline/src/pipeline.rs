@@ -1,0 +1,481 @@
+//! The rules, running: one thread a partition reads, evaluates, says, and keeps a checkpoint.
+//!
+//! What a stretch of the journal brings about is durable in `alerts` before a checkpoint covers the stretch. After a
+//! crash it is said again, under the same ids.
+
+mod metrics;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{
+    AlertTransition, Clock, Record, RejectReason, Rejected,
+    avro::{self, Datum},
+    limits::REJECTED_BYTES_MAX,
+};
+use metrics::Metrics;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    Account, Limits, RuleSet, checkpoint,
+    consumer::{Backoff, Every, Stop, Worker, chain},
+    engine::{Engine, Fate, State},
+};
+
+/// Under which the journal knows the position.
+const CONSUMER: &str = "pipeline";
+/// How far a tick stays behind the clock: a record on its way into the journal must not be older than it.
+const TICK_MARGIN: Duration = Duration::from_secs(2);
+const TICK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub limits: Limits,
+    pub checkpoint_seconds: u64,
+    /// Bytes of the journal taken in at once.
+    pub chunk_bytes: usize,
+    /// How long news of the journal gather before they are read: fewer, larger stretches cost less.
+    pub gather_millis: u64,
+    /// The threads' scheduling priority, 0 to 19; larger yields more.
+    pub nice: i32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            checkpoint_seconds: 10,
+            chunk_bytes: 1 << 20,
+            gather_millis: 20,
+            nice: 5,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("create {path}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("start a thread for {what}")]
+    Thread { what: String, source: io::Error },
+}
+
+/// The rules over all partitions of `telemetry`.
+#[derive(Debug)]
+pub struct Pipeline {
+    workers: Vec<Worker>,
+    shown: Vec<Shown>,
+    rules: watch::Sender<RuleSet>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// By partition.
+    pub partitions: Vec<PartitionStatus>,
+    /// By tenant, over all partitions, from the first record of the journal on.
+    pub accounts: BTreeMap<String, Account>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct PartitionStatus {
+    pub position: Offset,
+    /// Records that are in the journal and not yet evaluated.
+    pub lag: u64,
+    pub devices: usize,
+    /// Panes of open windows, as of the last checkpoint.
+    pub windows: usize,
+    pub late: u64,
+    pub copies: u64,
+    /// Why the partition does not move, if it does not.
+    pub stalled: Option<String>,
+    accounts: BTreeMap<Box<str>, Account>,
+}
+
+type Shown = Arc<Mutex<PartitionStatus>>;
+
+/// Shows how the rules stand, also while somebody else stops them.
+#[derive(Debug, Clone)]
+pub struct PipelineView(Vec<Shown>);
+
+impl PipelineView {
+    pub fn status(&self) -> Status {
+        let mut status = Status::default();
+        for shown in &self.0 {
+            let partition = lock(shown).clone();
+            for (tenant, account) in &partition.accounts {
+                *status.accounts.entry(tenant.to_string()).or_default() += *account;
+            }
+            status.partitions.push(partition);
+        }
+        status
+    }
+
+    /// How far the rules are in a partition.
+    pub fn position(&self, partition: u16) -> Option<Offset> {
+        self.0.get(usize::from(partition)).map(|shown| lock(shown).position)
+    }
+}
+
+impl Pipeline {
+    /// Starts the threads. State is kept under `dir`/pipeline.
+    pub fn start(
+        config: Config,
+        journal: Arc<dyn Journal>,
+        rules: RuleSet,
+        dir: &Path,
+        clock: Clock,
+        registry: &mut Registry,
+    ) -> Result<Self, StartError> {
+        let dir = dir.join("pipeline");
+        fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
+        let metrics = Metrics::new(registry);
+        let (rules, in_force) = watch::channel(rules);
+        let mut pipeline = Self { workers: Vec::new(), shown: Vec::new(), rules };
+        for index in 0..journal.partitions(Topic::Telemetry) {
+            let shown = Shown::default();
+            let worker = Rules {
+                at: Partition::new(Topic::Telemetry, index),
+                file: dir.join(format!("{index}.ckpt")),
+                checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
+                config: config.clone(),
+                journal: journal.clone(),
+                in_force: in_force.clone(),
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                shown: shown.clone(),
+                position: Offset::ZERO,
+                saved: None,
+            };
+            let worker =
+                Worker::spawn(format!("rules-{index}"), config.nice, |stop| worker.run(stop)).map_err(
+                    |source| StartError::Thread { what: format!("rules on partition {index}"), source },
+                )?;
+            pipeline.workers.push(worker);
+            pipeline.shown.push(shown);
+        }
+        Ok(pipeline)
+    }
+
+    pub fn view(&self) -> PipelineView {
+        PipelineView(self.shown.clone())
+    }
+
+    /// Goes on with other rules; every partition takes them up before its next stretch. What an unchanged rule knows
+    /// stays, what a rule that is gone was firing is resolved.
+    pub fn reload(&self, rules: RuleSet) {
+        let _ = self.rules.send(rules);
+    }
+
+    /// Ends after the stretches under way and a last checkpoint.
+    pub async fn stop(self) {
+        self.workers.iter().for_each(Worker::ask_to_stop);
+        for worker in self.workers {
+            worker.stopped().await;
+        }
+    }
+}
+
+/// One partition.
+struct Rules {
+    at: Partition,
+    file: PathBuf,
+    config: Config,
+    journal: Arc<dyn Journal>,
+    in_force: watch::Receiver<RuleSet>,
+    clock: Clock,
+    metrics: Metrics,
+    shown: Shown,
+    position: Offset,
+    saved: Option<Offset>,
+    checkpoint_due: Every,
+}
+
+/// The owner asked to stop before something became durable.
+struct Stopped;
+
+impl Rules {
+    async fn run(mut self, mut stop: Stop) {
+        if let Err(Stopped) = self.follow(&mut stop).await {
+            tracing::info!(partition = %self.at, "rules stopped before their transitions were durable; they are said again");
+        }
+    }
+
+    async fn follow(&mut self, stop: &mut Stop) -> Result<(), Stopped> {
+        let mut progress = self.journal.progress();
+        let mut engine = self.take_up(stop).await?;
+        let mut tick_due = Every::new(TICK_EVERY);
+        let mut backoff = Backoff::default();
+        while !stop.is_asked() {
+            progress.mark_unchanged();
+            if self.in_force.has_changed().unwrap_or(false) {
+                self.change_rules(&mut engine, stop).await?;
+            }
+            match self.journal.read(self.at, self.position, self.config.chunk_bytes).await {
+                Ok(entries) => {
+                    backoff = Backoff::default();
+                    let whole =
+                        entries.iter().map(Entries::size_bytes).sum::<usize>() >= self.config.chunk_bytes;
+                    self.evaluate(&mut engine, &entries, stop).await?;
+                    if tick_due.is_due() && self.is_at_end() {
+                        self.tick(&mut engine, stop).await?;
+                    }
+                    self.show(&engine, None);
+                    if self.checkpoint_due.is_due() {
+                        self.checkpoint(&engine).await;
+                    }
+                    if !whole {
+                        self.wait_for_news(&mut progress, stop).await;
+                    }
+                }
+                Err(ReadError::Gone { oldest, .. }) => {
+                    let missed = oldest.0.saturating_sub(self.position.0);
+                    tracing::error!(partition = %self.at, missed, %oldest, "the retention took records before the rules saw them");
+                    self.position = oldest;
+                }
+                Err(error) => {
+                    let pause = backoff.next();
+                    tracing::error!(partition = %self.at, position = %self.position, error = chain(&error), ?pause, "rules cannot read");
+                    self.show(&engine, Some(chain(&error)));
+                    stop.sleep(pause).await;
+                }
+            }
+        }
+        self.checkpoint(&engine).await;
+        Ok(())
+    }
+
+    /// From the checkpoint, or from the oldest record if there is none that can be used.
+    async fn take_up(&mut self, stop: &mut Stop) -> Result<Engine, Stopped> {
+        let rules = self.in_force.borrow_and_update().clone();
+        let extent = self.journal.extent(self.at);
+        let mut out = Vec::new();
+        let restored = match checkpoint::load::<State>(&self.file) {
+            Ok(None) => None,
+            Ok(Some((position, _))) if position > extent.next => {
+                tracing::error!(partition = %self.at, %position, end = %extent.next, "the checkpoint is beyond the end of the journal; replaying");
+                None
+            }
+            Ok(Some((position, state))) => {
+                Engine::restore(self.config.limits.clone(), &rules, state, &mut out)
+                    .map(|engine| (position, engine))
+            }
+            Err(broken) => {
+                tracing::error!(partition = %self.at, error = chain(&broken), "no usable checkpoint; replaying from the oldest record");
+                None
+            }
+        };
+        let mut engine = match restored {
+            Some((position, engine)) => {
+                (self.position, self.saved) = (position, Some(position));
+                engine
+            }
+            None => {
+                self.position = extent.oldest;
+                Engine::new(self.config.limits.clone(), &rules)
+            }
+        };
+        self.prime(&mut engine, extent.oldest).await;
+        self.say(out, stop).await?;
+        self.show(&engine, None);
+        Ok(engine)
+    }
+
+    /// Shows the engine what came before, so that it knows the copies of it.
+    async fn prime(&self, engine: &mut Engine, oldest: Offset) {
+        let mut from = engine.primed_from(self.position, oldest);
+        while from < self.position {
+            let Ok(entries) = self.journal.read(self.at, from, self.config.chunk_bytes).await else { return };
+            let Some(last) = entries.last() else { return };
+            let next = last.next();
+            for entry in entries.iter().flat_map(Entries::iter).take_while(|e| e.offset < self.position) {
+                if let Ok(record) = avro::decode(entry.bytes) {
+                    engine.remember(&record, entry.offset);
+                }
+            }
+            from = next;
+        }
+    }
+
+    async fn evaluate(
+        &mut self,
+        engine: &mut Engine,
+        entries: &[Entries],
+        stop: &Stop,
+    ) -> Result<(), Stopped> {
+        let (mut out, mut broken) = (Vec::new(), Batch::default());
+        let mut tally = Tally::default();
+        for entry in entries.iter().flat_map(Entries::iter) {
+            match avro::decode(entry.bytes) {
+                Ok(record) => {
+                    let fate = engine.evaluate(&record, entry.offset, &mut out);
+                    tally.add(fate);
+                    if fate == Fate::Failed {
+                        broken.push(&dead_letter(&record, self.at, entry.offset, entry.bytes).encode());
+                    }
+                }
+                // The store writer keeps the bytes; here they only are in nobody's way.
+                Err(_) => tally.undecodable += 1,
+            }
+        }
+        self.say(out, stop.clone()).await?;
+        if !broken.is_empty() {
+            tracing::error!(partition = %self.at, records = broken.len(), "rules broke on records; moved to `rejected`");
+            self.append(Partition::new(Topic::Rejected, 0), broken, stop.clone()).await?;
+        }
+        if let Some(last) = entries.last() {
+            self.position = last.next();
+        }
+        self.metrics.add(&tally);
+        Ok(())
+    }
+
+    async fn tick(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
+        let mut out = Vec::new();
+        engine.tick(self.clock.now() - TICK_MARGIN, &mut out);
+        self.say(out, stop.clone()).await
+    }
+
+    async fn change_rules(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
+        let rules = self.in_force.borrow_and_update().clone();
+        let mut out = Vec::new();
+        engine.reload(&rules, &mut out);
+        tracing::info!(partition = %self.at, rules = rules.len(), "rules reloaded");
+        // Taken anew soon: the old checkpoint would not know the new rules.
+        self.saved = None;
+        self.say(out, stop.clone()).await
+    }
+
+    async fn say(&self, transitions: Vec<AlertTransition>, stop: impl Into<Stop>) -> Result<(), Stopped> {
+        if transitions.is_empty() {
+            return Ok(());
+        }
+        self.metrics.transitions.inc_by(transitions.len() as u64);
+        let partitions = self.journal.partitions(Topic::Alerts);
+        let to = Partition::new(Topic::Alerts, self.at.index % partitions.max(1));
+        // Few at a time, so that a storm of alerts makes no batch that the journal refuses.
+        const TRANSITIONS_MAX: usize = 1_000;
+        let stop = stop.into();
+        for some in transitions.chunks(TRANSITIONS_MAX) {
+            let mut batch = Batch::default();
+            some.iter().for_each(|transition| batch.push(&transition.encode()));
+            self.append(to, batch, stop.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends until it is durable. Twice is harmless, never is not.
+    async fn append(&self, to: Partition, batch: Batch, mut stop: Stop) -> Result<(), Stopped> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.journal.append(to, batch.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let pause = backoff.next();
+                    tracing::warn!(partition = %self.at, error = chain(&error), ?pause, "rules cannot append");
+                    lock(&self.shown).stalled = Some(chain(&error));
+                    stop.sleep(pause).await;
+                }
+            }
+            if stop.is_asked() {
+                return Err(Stopped);
+            }
+        }
+    }
+
+    async fn checkpoint(&mut self, engine: &Engine) {
+        if self.saved == Some(self.position) {
+            return;
+        }
+        if let Err(error) = checkpoint::save(&self.file, self.position, &engine.state()) {
+            self.metrics.checkpoint_failures.inc();
+            return tracing::error!(file = %self.file.display(), error = chain(&error), "checkpoint not written");
+        }
+        self.saved = Some(self.position);
+        lock(&self.shown).windows = engine.window_count();
+        self.metrics.checkpoints.inc();
+        if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
+            tracing::warn!(partition = %self.at, error = chain(&error), "position of the rules not committed");
+        }
+    }
+
+    /// News gather for a moment, so that a busy journal is read in large stretches.
+    async fn wait_for_news(&self, progress: &mut watch::Receiver<u64>, stop: &mut Stop) {
+        stop.sleep(Duration::from_millis(self.config.gather_millis)).await;
+        let mut in_force = self.in_force.clone();
+        tokio::select! {
+            () = stop.asked() => {}
+            _ = progress.changed() => {}
+            _ = in_force.changed() => {}
+            () = tokio::time::sleep(TICK_EVERY) => {}
+        }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.position >= self.journal.extent(self.at).next
+    }
+
+    fn show(&self, engine: &Engine, stalled: Option<String>) {
+        let lag = self.journal.extent(self.at).next.0.saturating_sub(self.position.0);
+        let mut shown = lock(&self.shown);
+        shown.position = self.position;
+        shown.lag = lag;
+        shown.devices = engine.device_count();
+        shown.stalled = stalled;
+        shown.accounts.clone_from(engine.accounts());
+        shown.late = engine.accounts().values().map(|a| a.late).sum();
+        shown.copies = engine.accounts().values().map(|a| a.copies).sum();
+        self.metrics.show(self.at.index, &shown, engine.forgotten_count());
+    }
+}
+
+impl From<&mut Stop> for Stop {
+    fn from(stop: &mut Stop) -> Self {
+        stop.clone()
+    }
+}
+
+/// Fates of one stretch: counted here, added to the metrics once.
+#[derive(Debug, Default)]
+struct Tally {
+    evaluated: u64,
+    late: u64,
+    copies: u64,
+    failed: u64,
+    undecodable: u64,
+}
+
+impl Tally {
+    fn add(&mut self, fate: Fate) {
+        match fate {
+            Fate::Evaluated => self.evaluated += 1,
+            Fate::Late => self.late += 1,
+            Fate::Copy => self.copies += 1,
+            Fate::Failed => self.failed += 1,
+        }
+    }
+}
+
+fn dead_letter(record: &Record<'_>, at: Partition, offset: Offset, bytes: &[u8]) -> Rejected {
+    Rejected {
+        tenant: record.tenant.into(),
+        device: record.device.into(),
+        received_at: record.received_at,
+        reason: RejectReason::Unprocessable,
+        detail: "a rule broke on the record; it is stored all the same".into(),
+        source: format!("pipeline:{at}@{offset}"),
+        payload: bytes[..bytes.len().min(REJECTED_BYTES_MAX)].to_vec(),
+    }
+}
+
+fn lock(shown: &Mutex<PartitionStatus>) -> MutexGuard<'_, PartitionStatus> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,73 @@
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{PartitionStatus, Tally};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct At {
+    partition: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Metrics {
+    records: Family<Outcome, Counter>,
+    pub(super) transitions: Counter,
+    pub(super) checkpoints: Counter,
+    pub(super) checkpoint_failures: Counter,
+    lag: Family<At, Gauge>,
+    devices: Family<At, Gauge>,
+    windows: Family<At, Gauge>,
+    forgotten: Family<At, Gauge>,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register("dunlin_pipeline_records", "Records that the rules took in", m.records.clone());
+        registry.register("dunlin_pipeline_transitions", "Alert transitions said", m.transitions.clone());
+        registry.register("dunlin_pipeline_checkpoints", "Checkpoints written", m.checkpoints.clone());
+        registry.register(
+            "dunlin_pipeline_checkpoint_failures",
+            "Checkpoints that could not be written",
+            m.checkpoint_failures.clone(),
+        );
+        registry.register("dunlin_pipeline_lag_records", "Records not yet evaluated", m.lag.clone());
+        registry.register("dunlin_pipeline_devices", "Devices with state", m.devices.clone());
+        registry.register("dunlin_pipeline_windows", "Open window panes", m.windows.clone());
+        registry.register(
+            "dunlin_pipeline_forgotten_devices",
+            "Devices forgotten for silence or for room, since the first record",
+            m.forgotten.clone(),
+        );
+        m
+    }
+
+    pub(super) fn add(&self, tally: &Tally) {
+        let outcomes = [
+            ("evaluated", tally.evaluated),
+            ("late", tally.late),
+            ("copy", tally.copies),
+            ("failed", tally.failed),
+            ("undecodable", tally.undecodable),
+        ];
+        for (outcome, count) in outcomes.into_iter().filter(|(_, count)| *count > 0) {
+            self.records.get_or_create(&Outcome { outcome }).inc_by(count);
+        }
+    }
+
+    pub(super) fn show(&self, partition: u16, status: &PartitionStatus, forgotten: u64) {
+        let at = At { partition };
+        self.lag.get_or_create(&at).set(status.lag as i64);
+        self.devices.get_or_create(&at).set(status.devices as i64);
+        self.windows.get_or_create(&at).set(status.windows as i64);
+        self.forgotten.get_or_create(&at).set(forgotten as i64);
+    }
+}

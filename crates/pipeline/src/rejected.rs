@@ -1,0 +1,175 @@
+//! What was refused, counted by tenant and reason from the first message on: counts and position stand in one file.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{RejectReason, Rejected, avro::Datum};
+
+use crate::{
+    StartError, checkpoint,
+    consumer::{Backoff, Every, Stop, Worker, chain},
+};
+
+/// Under which the journal knows the position.
+const CONSUMER: &str = "rejected-counter";
+const CHUNK_BYTES: usize = 1 << 20;
+const GATHER: Duration = Duration::from_millis(50);
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+
+/// Messages by tenant and reason. Of messages from behind the journal that name no tenant, it is empty.
+pub type RejectedCounts = BTreeMap<(String, RejectReason), u64>;
+
+/// The counter, running.
+#[derive(Debug)]
+pub struct RejectedCounter {
+    worker: Worker,
+    shown: Arc<Mutex<RejectedCounts>>,
+}
+
+impl RejectedCounter {
+    /// Keeps its file as `dir`/pipeline/rejected.ckpt.
+    pub fn start(journal: Arc<dyn Journal>, dir: &Path) -> Result<Self, StartError> {
+        let dir = dir.join("pipeline");
+        fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
+        let shown = Arc::default();
+        let counter = Counter {
+            journal,
+            at: Partition::new(Topic::Rejected, 0),
+            file: dir.join("rejected.ckpt"),
+            position: Offset::ZERO,
+            saved: None,
+            counts: RejectedCounts::new(),
+            shown: Arc::clone(&shown),
+        };
+        let worker = Worker::spawn("rejected".into(), 5, |stop| counter.run(stop))
+            .map_err(|source| StartError::Thread { what: "the count of refused messages".into(), source })?;
+        Ok(Self { worker, shown })
+    }
+
+    pub fn view(&self) -> RejectedView {
+        RejectedView(self.shown.clone())
+    }
+
+    /// Counts what is in the journal by now, then ends.
+    pub async fn stop(self) {
+        self.worker.stopped().await;
+    }
+}
+
+/// Shows the counts, also while somebody else stops the counter.
+#[derive(Debug, Clone)]
+pub struct RejectedView(Arc<Mutex<RejectedCounts>>);
+
+impl RejectedView {
+    pub fn counts(&self) -> RejectedCounts {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Counter {
+    journal: Arc<dyn Journal>,
+    at: Partition,
+    file: PathBuf,
+    position: Offset,
+    saved: Option<Offset>,
+    counts: RejectedCounts,
+    shown: Arc<Mutex<RejectedCounts>>,
+}
+
+impl Counter {
+    async fn run(mut self, mut stop: Stop) {
+        let mut progress = self.journal.progress();
+        let mut backoff = Backoff::default();
+        let mut save_due = Every::new(SAVE_EVERY);
+        self.take_up();
+        loop {
+            let last_round = stop.is_asked();
+            progress.mark_unchanged();
+            match self.journal.read(self.at, self.position, CHUNK_BYTES).await {
+                Ok(entries) if entries.is_empty() => {
+                    if save_due.is_due() || last_round {
+                        self.save().await;
+                    }
+                    if last_round {
+                        return;
+                    }
+                    stop.sleep(GATHER).await;
+                    tokio::select! {
+                        () = stop.asked() => {}
+                        _ = progress.changed() => {}
+                        () = tokio::time::sleep(SAVE_EVERY) => {}
+                    }
+                }
+                Ok(entries) => {
+                    backoff = Backoff::default();
+                    self.count(&entries);
+                }
+                Err(ReadError::Gone { oldest, .. }) => self.position = oldest,
+                Err(error) => {
+                    let pause = backoff.next();
+                    tracing::error!(partition = %self.at, error = chain(&error), ?pause, "refused messages cannot be counted");
+                    if last_round {
+                        return self.save().await;
+                    }
+                    stop.sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn take_up(&mut self) {
+        let extent = self.journal.extent(self.at);
+        match checkpoint::load::<RejectedCounts>(&self.file) {
+            Ok(Some((position, counts))) if position <= extent.next => {
+                (self.position, self.saved, self.counts) = (position, Some(position), counts);
+            }
+            Ok(None) => self.position = extent.oldest,
+            Ok(Some((position, _))) => {
+                tracing::error!(%position, end = %extent.next, "the count of refused messages is ahead of the journal; counting anew");
+                self.position = extent.oldest;
+            }
+            Err(broken) => {
+                tracing::error!(error = chain(&broken), "counting refused messages anew");
+                self.position = extent.oldest;
+            }
+        }
+        self.show();
+    }
+
+    fn count(&mut self, entries: &[Entries]) {
+        for entry in entries.iter().flat_map(Entries::iter) {
+            let Ok(rejected) = Rejected::decode(entry.bytes) else {
+                tracing::error!(partition = %self.at, offset = %entry.offset, "not a refused message");
+                continue;
+            };
+            *self.counts.entry((rejected.tenant, rejected.reason)).or_default() += 1;
+        }
+        if let Some(last) = entries.last() {
+            self.position = last.next();
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.counts);
+    }
+
+    async fn save(&mut self) {
+        if self.saved == Some(self.position) {
+            return;
+        }
+        if let Err(error) = checkpoint::save(&self.file, self.position, &self.counts) {
+            return tracing::error!(file = %self.file.display(), error = chain(&error), "counts of refused messages not written");
+        }
+        self.saved = Some(self.position);
+        if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
+            tracing::warn!(partition = %self.at, error = chain(&error), "position not committed");
+        }
+    }
+}

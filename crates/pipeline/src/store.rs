@@ -1,0 +1,408 @@
+//! Telemetry into the time-series store, in the order of the journal.
+//!
+//! The store commits its own position with its data; this writer starts from there, so a crash stores nothing twice
+//! and leaves nothing out. The journal learns only what is durable, and so keeps the rest.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use dunlin_journal::{Batch, Entries, Entry, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{
+    Clock, RejectReason, Rejected,
+    avro::{self, Datum},
+    limits::REJECTED_BYTES_MAX,
+};
+use dunlin_tsdb::{StoredRecord, Tsdb, Write};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    RecentIds, StartError,
+    consumer::{Backoff, Every, Stop, Worker, chain},
+    copies::{RECORDS_MAX, device_hash},
+};
+
+/// Under which the journal knows the position.
+const CONSUMER: &str = "store";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Bytes of the journal read at once, per partition.
+    pub chunk_bytes: usize,
+    /// Records handed to the store at once.
+    pub write_records_max: usize,
+    /// How long news of the journal gather before they are read; well under the second in which data must show.
+    pub gather_millis: u64,
+    /// How often the journal is told what is durable.
+    pub commit_seconds: u64,
+    /// Records of a partition among which copies are looked for.
+    pub recent_records_max: u64,
+    /// The thread's scheduling priority, 0 to 19; larger yields more.
+    pub nice: i32,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 2 << 20,
+            write_records_max: 10_000,
+            gather_millis: 50,
+            commit_seconds: 1,
+            recent_records_max: RECORDS_MAX,
+            nice: 5,
+        }
+    }
+}
+
+/// The writer, running.
+#[derive(Debug)]
+pub struct StoreWriter {
+    worker: Worker,
+    shown: Shown,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct StoreStatus {
+    /// By partition.
+    pub partitions: Vec<StorePartition>,
+    /// Records read since the start, by tenant.
+    pub read: BTreeMap<String, u64>,
+    /// Those of them that were in the journal before the start, by tenant.
+    pub backlog: BTreeMap<String, u64>,
+    /// Records that could not be decoded, since the start; their bytes are in `rejected`.
+    pub undecodable: u64,
+    /// Why nothing moves, if nothing does.
+    pub stalled: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StorePartition {
+    pub position: Offset,
+    /// Records in the journal that the store has not seen.
+    pub lag: u64,
+}
+
+type Shown = Arc<Mutex<StoreStatus>>;
+
+/// Shows how the writer stands, also while somebody else stops it.
+#[derive(Debug, Clone)]
+pub struct StoreView(Shown);
+
+impl StoreView {
+    pub fn status(&self) -> StoreStatus {
+        lock(&self.0).clone()
+    }
+}
+
+impl StoreWriter {
+    pub fn start(
+        config: StoreConfig,
+        journal: Arc<dyn Journal>,
+        tsdb: Arc<dyn Tsdb>,
+        clock: Clock,
+        registry: &mut Registry,
+    ) -> Result<Self, StartError> {
+        let shown = Shown::default();
+        let metrics = Metrics::new(registry);
+        let nice = config.nice;
+        let end_of = |index| journal.extent(Partition::new(Topic::Telemetry, index)).next;
+        let backlog_ends = (0..journal.partitions(Topic::Telemetry)).map(end_of).collect();
+        let writer = Writer {
+            partitions: Vec::new(),
+            backlog_ends,
+            commit_due: Every::new(Duration::from_secs(config.commit_seconds)),
+            config,
+            journal,
+            tsdb,
+            clock,
+            metrics,
+            shown: shown.clone(),
+        };
+        let worker = Worker::spawn("store".into(), nice, |stop| writer.run(stop))
+            .map_err(|source| StartError::Thread { what: "the store writer".into(), source })?;
+        Ok(Self { worker, shown })
+    }
+
+    pub fn view(&self) -> StoreView {
+        StoreView(self.shown.clone())
+    }
+
+    /// Writes what is in the journal by now, then ends. The caller flushes the store.
+    pub async fn stop(self) {
+        self.worker.stopped().await;
+    }
+}
+
+struct Writer {
+    config: StoreConfig,
+    journal: Arc<dyn Journal>,
+    tsdb: Arc<dyn Tsdb>,
+    clock: Clock,
+    metrics: Metrics,
+    shown: Shown,
+    /// The journal's end when the writer was started, by partition.
+    backlog_ends: Vec<Offset>,
+    partitions: Vec<Place>,
+    commit_due: Every,
+}
+
+/// Where the writer is in one partition.
+struct Place {
+    at: Partition,
+    position: Offset,
+    /// The journal's end when the writer started.
+    backlog_end: Offset,
+    copies: RecentIds,
+    committed: Offset,
+}
+
+/// A stretch was not written; why.
+struct Failed(String);
+
+impl Writer {
+    async fn run(mut self, mut stop: Stop) {
+        let mut progress = self.journal.progress();
+        let mut backoff = Backoff::default();
+        for index in 0..self.journal.partitions(Topic::Telemetry) {
+            let place = self.place(Partition::new(Topic::Telemetry, index)).await;
+            self.partitions.push(place);
+        }
+        loop {
+            // Asked before the journal is looked at: what was in it by then is written before the end.
+            let last_round = stop.is_asked();
+            progress.mark_unchanged();
+            match self.round().await {
+                Ok(moved) => {
+                    backoff = Backoff::default();
+                    self.show(None);
+                    if self.commit_due.is_due() || last_round {
+                        self.commit().await;
+                    }
+                    match (moved, last_round) {
+                        (true, _) => {}
+                        (false, true) => return,
+                        (false, false) => self.wait_for_news(&mut progress, &mut stop).await,
+                    }
+                }
+                Err(Failed(reason)) => {
+                    let pause = backoff.next();
+                    tracing::error!(reason, ?pause, "the store takes nothing");
+                    self.metrics.failures.inc();
+                    self.show(Some(reason));
+                    if last_round {
+                        return;
+                    }
+                    stop.sleep(pause).await;
+                    self.go_back().await;
+                }
+            }
+        }
+    }
+
+    /// One chunk of every partition. True if there is more to read at once.
+    async fn round(&mut self) -> Result<bool, Failed> {
+        let mut more = false;
+        for n in 0..self.partitions.len() {
+            let Place { at, position, .. } = self.partitions[n];
+            match self.journal.read(at, position, self.config.chunk_bytes).await {
+                Ok(entries) => {
+                    more |= entries.iter().map(Entries::size_bytes).sum::<usize>() >= self.config.chunk_bytes;
+                    self.write(n, &entries).await?;
+                }
+                Err(ReadError::Gone { oldest, .. }) => {
+                    let missed = oldest.0.saturating_sub(position.0);
+                    tracing::error!(partition = %at, missed, %oldest, "the retention took records before they were stored");
+                    self.partitions[n].position = oldest;
+                }
+                Err(error) => return Err(Failed(chain(&error))),
+            }
+        }
+        Ok(more)
+    }
+
+    async fn write(&mut self, n: usize, entries: &[Entries]) -> Result<(), Failed> {
+        let Some(end) = entries.last().map(Entries::next) else { return Ok(()) };
+        let mut rest: Vec<Entry<'_>> = entries.iter().flat_map(Entries::iter).collect();
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(self.config.write_records_max.max(1)));
+            let next = later.first().map_or(end, |entry| entry.offset);
+            self.write_some(n, &rest, next).await?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    async fn write_some(&mut self, n: usize, entries: &[Entry<'_>], next: Offset) -> Result<(), Failed> {
+        let place = &mut self.partitions[n];
+        let mut records = Vec::with_capacity(entries.len());
+        let mut backlog = 0;
+        let mut undecodable = Batch::default();
+        for entry in entries {
+            match avro::decode(entry.bytes) {
+                Ok(record) => {
+                    let hash = device_hash(record.tenant, record.device);
+                    let known_duplicate = place.copies.observe(&record, hash, entry.offset);
+                    records.push(StoredRecord { record, known_duplicate });
+                    backlog += usize::from(entry.offset < place.backlog_end);
+                }
+                Err(error) => {
+                    let source = format!("store:{}@{}", place.at, entry.offset);
+                    undecodable.push(&dead_letter(entry, source, error.to_string(), &self.clock).encode());
+                }
+            }
+        }
+        let bad = u64::from(undecodable.len());
+        if bad > 0 {
+            tracing::error!(partition = %place.at, records = bad, "undecodable records; moved to `rejected`");
+            let to = Partition::new(Topic::Rejected, 0);
+            self.journal.append(to, undecodable).await.map_err(|error| Failed(chain(&error)))?;
+        }
+        self.tsdb
+            .write(Write { partition: place.at, records: &records, next })
+            .map_err(|error| Failed(chain(&error)))?;
+        place.position = next;
+        self.metrics.records.inc_by(records.len() as u64);
+        self.metrics.undecodable.inc_by(bad);
+        self.count(&records, backlog, bad);
+        Ok(())
+    }
+
+    /// The first `backlog` of the records were in the journal before the start.
+    fn count(&self, records: &[StoredRecord<'_>], backlog: usize, undecodable: u64) {
+        let mut shown = lock(&self.shown);
+        shown.undecodable += undecodable;
+        add_by_tenant(&mut shown.read, records);
+        add_by_tenant(&mut shown.backlog, &records[..backlog]);
+    }
+
+    /// Where the store says it is, with the copies that a later record could be of.
+    async fn place(&self, at: Partition) -> Place {
+        let extent = self.journal.extent(at);
+        let mut position = self.tsdb.position(at).unwrap_or(extent.oldest);
+        if position > extent.next {
+            tracing::error!(partition = %at, %position, end = %extent.next, "the store is ahead of the journal; going on from the journal's end");
+            position = extent.next;
+        }
+        let mut copies = RecentIds::new(self.config.recent_records_max);
+        let mut from = copies.primed_from(position, extent.oldest);
+        while from < position {
+            let Ok(entries) = self.journal.read(at, from, self.config.chunk_bytes).await else { break };
+            let Some(last) = entries.last() else { break };
+            let next = last.next();
+            for entry in entries.iter().flat_map(Entries::iter).take_while(|e| e.offset < position) {
+                if let Ok(record) = avro::decode(entry.bytes) {
+                    copies.observe(&record, device_hash(record.tenant, record.device), entry.offset);
+                }
+            }
+            from = next;
+        }
+        let backlog_end = self.backlog_ends.get(usize::from(at.index)).copied().unwrap_or(Offset::ZERO);
+        Place { at, position, backlog_end, copies, committed: Offset::ZERO }
+    }
+
+    /// After a failure the store alone knows what it took.
+    async fn go_back(&mut self) {
+        for n in 0..self.partitions.len() {
+            self.partitions[n] = self.place(self.partitions[n].at).await;
+        }
+    }
+
+    async fn commit(&mut self) {
+        for (at, durable) in self.tsdb.durable_positions() {
+            let Some(place) = self.partitions.iter_mut().find(|p| p.at == at && p.committed < durable) else {
+                continue;
+            };
+            match self.journal.commit(CONSUMER, at, durable).await {
+                Ok(()) => place.committed = durable,
+                Err(error) => {
+                    tracing::warn!(partition = %at, error = chain(&error), "position of the store not committed");
+                }
+            }
+        }
+    }
+
+    async fn wait_for_news(&self, progress: &mut tokio::sync::watch::Receiver<u64>, stop: &mut Stop) {
+        stop.sleep(Duration::from_millis(self.config.gather_millis)).await;
+        tokio::select! {
+            () = stop.asked() => {}
+            _ = progress.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(self.config.commit_seconds.max(1))) => {}
+        }
+    }
+
+    fn show(&self, stalled: Option<String>) {
+        let mut lag_total = 0;
+        let partitions = self.partitions.iter().map(|place| {
+            let lag = self.journal.extent(place.at).next.0.saturating_sub(place.position.0);
+            lag_total += lag;
+            StorePartition { position: place.position, lag }
+        });
+        let partitions = partitions.collect();
+        let mut shown = lock(&self.shown);
+        shown.partitions = partitions;
+        shown.stalled = stalled;
+        self.metrics.lag.set(lag_total as i64);
+    }
+}
+
+fn dead_letter(entry: &Entry<'_>, source: String, detail: String, clock: &Clock) -> Rejected {
+    Rejected {
+        tenant: String::new(),
+        device: String::new(),
+        received_at: clock.now(),
+        reason: RejectReason::Unprocessable,
+        detail,
+        source,
+        payload: entry.bytes[..entry.bytes.len().min(REJECTED_BYTES_MAX)].to_vec(),
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Metrics {
+    records: Counter,
+    undecodable: Counter,
+    failures: Counter,
+    lag: Gauge,
+}
+
+impl Metrics {
+    fn new(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register("dunlin_store_records", "Records handed to the store", m.records.clone());
+        registry.register(
+            "dunlin_store_undecodable_records",
+            "Records that no schema fits",
+            m.undecodable.clone(),
+        );
+        registry.register(
+            "dunlin_store_write_failures",
+            "Stretches that were not written",
+            m.failures.clone(),
+        );
+        registry.register("dunlin_store_lag_records", "Records not yet stored", m.lag.clone());
+        m
+    }
+}
+
+fn lock(shown: &Mutex<StoreStatus>) -> MutexGuard<'_, StoreStatus> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn add_by_tenant(counts: &mut BTreeMap<String, u64>, records: &[StoredRecord<'_>]) {
+    for same in records.chunk_by(|a, b| a.record.tenant == b.record.tenant) {
+        let Some(tenant) = same.first().map(|r| r.record.tenant) else { continue };
+        match counts.get_mut(tenant) {
+            Some(read) => *read += same.len() as u64,
+            None => {
+                counts.insert(tenant.into(), same.len() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Tenants, devices, credentials and alerts: the only door to SQL. One SQL text for SQLite and PostgreSQL: ids are
+//! TEXT, times are microseconds in BIGINT, parameters are `$1`.
+
+mod devices; // who may send
+mod tenants; // whose data it is
+mod tokens; // what proves it
+mod users; // who may ask
+
+mod alerts; // what is wrong, and who has been told
+
+use std::{path::Path, time::Duration};
+
+pub use alerts::{Alert, AlertFilter, AppliedAlerts, Notification};
+pub use devices::{Device, NewDevice};
+use dunlin_model::Clock;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+pub use tokens::Token;
+pub use users::{Scope, User};
+
+/// A handle; clones share the connections.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    /// SQLite takes one writer at a time: waiting here is cheaper than being told "busy" there.
+    writer: SqlitePool,
+    readers: SqlitePool,
+    clock: Clock,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("{what} {name:?} exists already")]
+    Exists { what: &'static str, name: String },
+    #[error("there is no {what} {name:?}")]
+    NotFound { what: &'static str, name: String },
+    #[error("registry database")]
+    Database(#[from] sqlx::Error),
+    #[error("registry migration")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    #[error("registry: {what} {value:?} as stored is not valid")]
+    Damaged { what: &'static str, value: String },
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+}
+
+const READERS_MAX: u32 = 4;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Registry {
+    /// Opens or creates the database file and brings it to this version's schema.
+    pub async fn open(file: &Path, clock: Clock) -> Result<Self, RegistryError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        sqlx::migrate!("./migrations").run(&writer).await?;
+        let readers =
+            SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer, readers, clock })
+    }
+
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| e.is_unique_violation())
+}
+
+#[cfg(test)]
+mod tests;

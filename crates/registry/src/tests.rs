@@ -1,0 +1,164 @@
+use dunlin_model::{
+    AlertPhase, AlertTransition, Clock, DeviceType, Fingerprint, Severity, TenantId, Timestamp, TransitionId,
+};
+
+use super::*;
+
+async fn registry(dir: &tempfile::TempDir) -> Registry {
+    let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
+    Registry::open(&dir.path().join("registry.db"), clock).await.unwrap()
+}
+
+fn named(name: &str, is_gateway: bool) -> NewDevice {
+    NewDevice { name: name.parse().unwrap(), device_type: DeviceType::default_type(), is_gateway }
+}
+
+#[tokio::test]
+async fn a_device_is_known_by_its_tokens_and_across_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = TenantId::default_tenant();
+    let first = {
+        let registry = registry(&dir).await;
+        registry.add_tenant(&tenant).await.unwrap();
+        let token = registry.add_device(&tenant, &named("pump-1", false)).await.unwrap();
+        registry.close().await;
+        token
+    };
+    let registry = registry(&dir).await;
+    let device = registry.device_by_token(first.reveal()).await.unwrap().unwrap();
+    assert_eq!((device.name.as_str(), device.tenant.as_str()), ("pump-1", "default"));
+    assert!(registry.device_by_token("dnd_0").await.unwrap().is_none());
+
+    let second = registry.add_device_token(&tenant, &device.name, true).await.unwrap();
+    assert!(registry.device_by_token(first.reveal()).await.unwrap().is_none(), "revoked");
+    assert!(registry.device_by_token(second.reveal()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn names_are_unique_within_a_tenant_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
+    registry.add_tenant(&a).await.unwrap();
+    registry.add_tenant(&b).await.unwrap();
+    registry.add_device(&a, &named("x", false)).await.unwrap();
+    registry.add_device(&b, &named("x", false)).await.unwrap();
+    let again = registry.add_device(&a, &named("x", false)).await.unwrap_err();
+    assert_eq!(again.to_string(), r#"device "x" exists already"#);
+    assert!(matches!(registry.add_tenant(&a).await, Err(RegistryError::Exists { .. })));
+    assert_eq!(registry.devices(&a, None, 10).await.unwrap().len(), 1);
+    assert!(registry.devices(&a, Some("x"), 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_speaks_for_its_own_children_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let tenant = TenantId::default_tenant();
+    registry.add_tenant(&tenant).await.unwrap();
+    registry.add_device(&tenant, &named("gw-1", true)).await.unwrap();
+    registry.add_device(&tenant, &named("stranger", false)).await.unwrap();
+    let gateway = registry.device(&tenant, &"gw-1".parse().unwrap()).await.unwrap().unwrap();
+
+    let child = registry.child_of(&gateway, &"meter-1".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(child.parent.as_deref(), Some("gw-1"));
+    assert_eq!(registry.child_of(&gateway, &child.name).await.unwrap(), Some(child));
+    assert_eq!(registry.child_of(&gateway, &"stranger".parse().unwrap()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_persons_token_says_tenant_and_scope() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let tenant = TenantId::default_tenant();
+    registry.add_tenant(&tenant).await.unwrap();
+    let token = registry.add_user_token(&tenant, Scope::Platform).await.unwrap();
+    let user = registry.user_by_token(token.reveal()).await.unwrap();
+    assert_eq!(user, Some(User { tenant, scope: Scope::Platform }));
+    assert_eq!(registry.user_by_token("dnu_0").await.unwrap(), None);
+    assert!(!format!("{token:?}").contains(token.reveal()), "a token does not reach a log");
+}
+
+fn transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
+    let fingerprint = Fingerprint::of("default", "hot", "pump-1");
+    let since = Timestamp::from_micros(since);
+    AlertTransition {
+        id: TransitionId::of(fingerprint, phase, since),
+        fingerprint,
+        tenant: "default".into(),
+        device: "pump-1".into(),
+        rule: "hot".into(),
+        severity: Severity::Critical,
+        phase,
+        at: Timestamp::from_micros(at),
+        since,
+        value: 81.0,
+        condition: "temperature > 80".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_replayed_alert_changes_nothing_and_tells_nobody_again() {
+    use AlertPhase::*;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let channels = ["log".to_owned(), "webhook".to_owned()];
+    let history = [transition(Pending, 1, 1), transition(Firing, 1, 5), transition(Resolved, 1, 9)];
+    let apply = async |transitions: &[AlertTransition], next| {
+        registry.apply_alerts("alerting", 0, transitions, next, &channels, |t| t.id.to_string()).await.unwrap()
+    };
+
+    assert_eq!(apply(&history[..2], 2).await, AppliedAlerts { transitions: 2, notifications: 2 });
+    assert_eq!(registry.alerts_firing(&TenantId::default_tenant()).await.unwrap(), 1);
+    assert_eq!(apply(&history, 3).await, AppliedAlerts { transitions: 1, notifications: 2 });
+    assert_eq!(apply(&history, 3).await, AppliedAlerts::default());
+    assert_eq!(registry.position("alerting", 0).await.unwrap(), Some(3));
+
+    let alerts =
+        registry.alerts(&TenantId::default_tenant(), AlertFilter { phase: None, limit: 10 }).await.unwrap();
+    assert_eq!(alerts.len(), 1);
+    assert_eq!(
+        (alerts[0].phase, alerts[0].fired_at, alerts[0].resolved_at),
+        (Resolved, Some(Timestamp::from_micros(5)), Some(Timestamp::from_micros(9)))
+    );
+    assert_eq!(registry.due_notifications("webhook", 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_alert_that_never_fired_is_cancelled_in_silence_and_each_episode_is_its_own() {
+    use AlertPhase::*;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let channels = ["log".to_owned()];
+    let history = [
+        transition(Pending, 1, 1),
+        transition(Cancelled, 1, 2),
+        transition(Firing, 10, 10),
+        transition(Firing, 11, 11), // Never resolved the first: still one open alert.
+        transition(Resolved, 11, 12),
+    ];
+    let applied =
+        registry.apply_alerts("alerting", 0, &history, 5, &channels, |_| String::new()).await.unwrap();
+    assert_eq!(applied, AppliedAlerts { transitions: 5, notifications: 2 });
+    let all = AlertFilter { phase: None, limit: 10 };
+    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
+    assert_eq!(alerts.iter().map(|a| a.phase).collect::<Vec<_>>(), [Resolved, Cancelled]);
+}
+
+#[tokio::test]
+async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let firing = [transition(AlertPhase::Firing, 1, 1)];
+    registry.apply_alerts("alerting", 0, &firing, 1, &["w".to_owned()], |_| "b".into()).await.unwrap();
+    let due = registry.due_notifications("w", 10).await.unwrap();
+    assert_eq!((due.len(), due[0].attempts), (1, 0));
+
+    let later = Timestamp::from_micros(1_800_000_000_000_000);
+    registry.notification_failed(&due[0].idempotency_key, "503", Some(later)).await.unwrap();
+    assert!(registry.due_notifications("w", 10).await.unwrap().is_empty());
+    assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
+
+    registry.notification_failed(&due[0].idempotency_key, "503", None).await.unwrap();
+    assert_eq!(registry.notification_counts().await.unwrap(), [("dead".to_owned(), 1)]);
+}

@@ -1,0 +1,270 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dunlin_sim::replay::Speed;
+
+pub(crate) const DATA_DEFAULT: &str = "dunlin-data";
+pub(crate) const MQTT_DEFAULT: &str = "127.0.0.1:1883";
+pub(crate) const HTTP_DEFAULT: &str = "127.0.0.1:8080";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "dunlin",
+    version,
+    about = "IoT telemetry and fleet platform: measurements in over MQTT and HTTP, durable before they are acknowledged,\nstored for years, watched by rules, asked for by SQL.",
+    after_help = "\
+Start here:
+  dunlin serve                                   the whole platform, data in ./dunlin-data
+  export DUNLIN_TOKEN=$(cat dunlin-data/admin.token)
+  TOKEN=$(dunlin device add pump-1)              a device and its access token
+  mosquitto_pub -u $TOKEN -t v1/telemetry -q 1 -m '{\"temperature\": 21.5}'
+  dunlin query 'SELECT * FROM readings' --format table
+
+Exit codes:
+  0  done
+  1  could not be done; standard error says why
+  2  the command line is not understood
+  3  the configuration or a rule is not valid
+  4  the server cannot be reached, or does not know the token"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the platform: gateway, journal, store, rules, alerting, API
+    Serve(ServeArgs),
+    /// Add and list devices, give them tokens
+    Device {
+        #[command(subcommand)]
+        command: DeviceCommand,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Add and list tenants (platform administrator)
+    Tenant {
+        #[command(subcommand)]
+        command: TenantCommand,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Ask by SQL: every device type is a table, `readings` is the long view over all
+    #[command(after_help = "\
+Examples:
+  dunlin query 'SELECT * FROM readings ORDER BY time DESC LIMIT 10' --format table
+  dunlin query 'SELECT device, max(temperature) FROM default GROUP BY device'
+  dunlin query \"SELECT date_trunc('hour', time) AS hour, avg(value) FROM readings WHERE metric = 'temperature' GROUP BY 1 ORDER BY 1\"")]
+    Query {
+        /// The statement
+        sql: String,
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show the account of every message: accepted = stored + duplicate + expired + in flight
+    Ledger {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// List alerts, the newest first
+    Alerts {
+        /// Only those in this state
+        #[arg(long, value_enum)]
+        state: Option<AlertState>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Connect a fleet of simulated devices over real MQTT connections
+    Simulate(SimulateArgs),
+    /// Publish a CSV file (header `timestamp,value`) as a device, keeping the file's times
+    Replay(ReplayArgs),
+    /// Watch rates, latencies, ledger, alerts and lag live
+    Top {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Validate the configuration and the rules without starting anything
+    Check(CheckArgs),
+    /// Print a completion script: `dunlin completions bash > /etc/bash_completion.d/dunlin`
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a client command finds the server.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Server {
+    /// Where the server's API is
+    #[arg(long, env = "DUNLIN_URL", default_value = "http://127.0.0.1:8080", global = true)]
+    pub(crate) url: String,
+    /// File with a user's token [default: the environment variable DUNLIN_TOKEN, then ./dunlin-data/admin.token]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Where everything is kept [default: ./dunlin-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where devices connect by MQTT [default: 127.0.0.1:1883]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) mqtt: Option<String>,
+    /// Where devices and people connect by HTTP [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
+    /// Configuration, TOML; none is needed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the whole configuration, with every default, and stop
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Log for people or as JSON lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    pub(crate) log_format: LogFormat,
+    /// What to log: `info`, `debug`, `dunlin_gateway=debug,info`
+    #[arg(long, env = "DUNLIN_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Add a device; prints its access token, which is not shown again
+    Add {
+        name: String,
+        /// Devices of one type share a table
+        #[arg(long = "type", value_name = "TYPE", default_value = "default")]
+        device_type: String,
+        /// May speak for children: v1/d/{device}/telemetry
+        #[arg(long)]
+        gateway: bool,
+    },
+    /// List the devices
+    List,
+    /// Make a further token for a device; prints it
+    Token {
+        name: String,
+        /// Make all tokens it had before invalid
+        #[arg(long)]
+        revoke_others: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Add a tenant; prints its user token, which is not shown again
+    Add { name: String },
+    /// List the tenants
+    List,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Csv,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum AlertState {
+    Pending,
+    Firing,
+    Resolved,
+    Cancelled,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// How many devices
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) devices: u32,
+    /// Messages of each device: `1/s`, `10/s`, `6/m`
+    #[arg(long, default_value = "1/s", value_parser = parse_rate)]
+    pub(crate) rate: f64,
+    /// Stop after this many seconds [default: when interrupted]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) duration: Option<u64>,
+    /// The same seed gives the same measurements
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Names are PREFIX-00001 and so on; devices that exist get a further token
+    #[arg(long, default_value = "sim")]
+    pub(crate) prefix: String,
+    /// Where the server takes MQTT
+    #[arg(long, value_name = "HOST:PORT", default_value = MQTT_DEFAULT)]
+    pub(crate) mqtt: String,
+    #[command(flatten)]
+    pub(crate) server: Server,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// CSV with the header `timestamp,value`
+    pub(crate) file: PathBuf,
+    /// The device to publish as; added if it does not exist
+    #[arg(long)]
+    pub(crate) device: String,
+    /// The metric of the values
+    #[arg(long)]
+    pub(crate) metric: String,
+    /// `max`, or a multiple of the file's own pace: `1x`, `3600x`
+    #[arg(long, default_value = "max")]
+    pub(crate) speed: Speed,
+    /// Where the server takes MQTT
+    #[arg(long, value_name = "HOST:PORT", default_value = MQTT_DEFAULT)]
+    pub(crate) mqtt: String,
+    #[command(flatten)]
+    pub(crate) server: Server,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Configuration to check [default: the defaults]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Rule files or directories to check [default: the configuration's rules directory]
+    pub(crate) rules: Vec<PathBuf>,
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let problem = || format!("{text:?} is not a rate; write for example 1/s, 10/s or 6/m");
+    let (count, unit) = text.split_once('/').ok_or_else(problem)?;
+    let count: f64 = count.parse().map_err(|_| problem())?;
+    let seconds = match unit {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err(problem()),
+    };
+    if count > 0.0 && count.is_finite() { Ok(count / seconds) } else { Err(problem()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_are_read_or_explained() {
+        assert_eq!(parse_rate("10/s"), Ok(10.0));
+        assert_eq!(parse_rate("6/m"), Ok(0.1));
+        assert!(parse_rate("fast").unwrap_err().contains("1/s"));
+        assert!(parse_rate("-1/s").is_err());
+    }
+}

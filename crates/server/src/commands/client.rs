@@ -1,0 +1,112 @@
+use std::{path::Path, time::Duration};
+
+use reqwest::{RequestBuilder, Response, StatusCode};
+use serde_json::Value;
+
+use crate::{
+    cli::{DATA_DEFAULT, Server},
+    exit::{Failure, chain},
+};
+
+/// The server's API, as the user of a token.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    url: String,
+    token: String,
+    http: reqwest::Client,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Client {
+    pub(crate) fn new(server: &Server) -> Result<Self, Failure> {
+        Ok(Self {
+            url: server.url.trim_end_matches('/').to_owned(),
+            token: token(server)?,
+            http: reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).build()?,
+        })
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        Ok(self.send(self.http.get(format!("{}{path}", self.url))).await?.json().await?)
+    }
+
+    pub(crate) async fn get_text(&self, path: &str) -> Result<String, Failure> {
+        Ok(self.send(self.http.get(format!("{}{path}", self.url))).await?.text().await?)
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        Ok(self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?.json().await?)
+    }
+
+    /// The answer's body as it comes.
+    pub(crate) async fn post_text(&self, path: &str, body: String) -> Result<Response, Failure> {
+        self.send(self.http.post(format!("{}{path}", self.url)).body(body)).await
+    }
+
+    /// The token of a device: of a new one, or a further one of a device that exists.
+    pub(crate) async fn device_token(&self, name: &str) -> Result<String, Failure> {
+        let request = self.http.post(format!("{}/v1/devices", self.url));
+        let response = self.ask(request.json(&serde_json::json!({ "name": name }))).await?;
+        let response = match response.status() {
+            StatusCode::CONFLICT => {
+                self.ask(self.http.post(format!("{}/v1/devices/{name}/tokens", self.url))).await?
+            }
+            _ => response,
+        };
+        let body: Value = self.accept(response).await?.json().await?;
+        text(&body, "token")
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let response = self.ask(request).await?;
+        self.accept(response).await
+    }
+
+    async fn ask(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        request
+            .bearer_auth(&self.token)
+            .send()
+            .await
+            .map_err(|error| Failure::NoServer(format!("no answer from {}: {}", self.url, chain(&error))))
+    }
+
+    async fn accept(&self, response: Response) -> Result<Response, Failure> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.text().await.unwrap_or_default();
+        let problem: Option<Value> = serde_json::from_str(&body).ok();
+        let detail = problem.as_ref().and_then(|p| p["detail"].as_str()).unwrap_or(&body).to_owned();
+        match status {
+            StatusCode::UNAUTHORIZED => Err(Failure::NoServer(format!("{}: {detail}", self.url))),
+            _ => Err(Failure::Failed(detail)),
+        }
+    }
+}
+
+/// A text field that the API promises.
+pub(crate) fn text(body: &Value, field: &str) -> Result<String, Failure> {
+    body[field]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::Failed(format!("the server's answer has no field {field:?}: {body}")))
+}
+
+fn token(server: &Server) -> Result<String, Failure> {
+    let from_file = |file: &Path| {
+        std::fs::read_to_string(file)
+            .map(|token| token.trim().to_owned())
+            .map_err(|error| Failure::NoServer(format!("no token: read {}: {error}", file.display())))
+    };
+    if let Some(file) = &server.token_file {
+        return from_file(file);
+    }
+    match std::env::var("DUNLIN_TOKEN") {
+        Ok(token) if !token.is_empty() => Ok(token),
+        _ => from_file(&Path::new(DATA_DEFAULT).join("admin.token")).map_err(|_| {
+            Failure::NoServer("no token: set DUNLIN_TOKEN, or say --token-file DIR/admin.token".to_owned())
+        }),
+    }
+}

@@ -1,0 +1,27 @@
+//! Clients of a running server: they speak to its API as anybody could.
+
+pub(crate) mod check;
+pub(crate) mod device;
+pub(crate) mod query;
+pub(crate) mod replay;
+pub(crate) mod show;
+pub(crate) mod simulate;
+pub(crate) mod tenant;
+pub(crate) mod top;
+
+mod client; // the HTTP API
+
+use std::future::Future;
+
+use clap::CommandFactory;
+
+use crate::{cli::Cli, exit::Failure};
+
+/// Runs a client command to its end.
+pub(crate) fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(command)
+}
+
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "dunlin", &mut std::io::stdout());
+}

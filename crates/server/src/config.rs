@@ -1,0 +1,123 @@
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cli::{DATA_DEFAULT, HTTP_DEFAULT, MQTT_DEFAULT, ServeArgs},
+    exit::{Failure, chain},
+};
+
+/// All settings. A file may say any of them; the command line wins over the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Where everything is kept. Relative directories below are relative to it.
+    pub(crate) data: PathBuf,
+    /// Where devices connect by MQTT.
+    pub(crate) mqtt: String,
+    /// Where devices and people connect by HTTP.
+    pub(crate) http: String,
+    /// Directory of rule files, `*.toml`.
+    pub(crate) rules: PathBuf,
+    pub(crate) gateway: dunlin_gateway::Config,
+    pub(crate) journal: dunlin_journal_disk::Config,
+    pub(crate) tsdb: dunlin_tsdb_parquet::Config,
+    /// How the journal gets into the store.
+    pub(crate) store: dunlin_pipeline::StoreConfig,
+    /// How the rules run.
+    pub(crate) pipeline: dunlin_pipeline::Config,
+    pub(crate) alerting: dunlin_alerting::Config,
+    pub(crate) console: dunlin_console::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: DATA_DEFAULT.into(),
+            mqtt: MQTT_DEFAULT.into(),
+            http: HTTP_DEFAULT.into(),
+            rules: "rules".into(),
+            gateway: Default::default(),
+            journal: Default::default(),
+            tsdb: Default::default(),
+            store: Default::default(),
+            pipeline: Default::default(),
+            alerting: Default::default(),
+            console: Default::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The file, if there is one, under what the command line says.
+    pub(crate) fn load(args: &ServeArgs) -> Result<Self, Failure> {
+        let mut config = match &args.config {
+            Some(file) => Self::read(file)?,
+            None => Self::default(),
+        };
+        config.data = args.data.clone().unwrap_or(config.data);
+        config.mqtt = args.mqtt.clone().unwrap_or(config.mqtt);
+        config.http = args.http.clone().unwrap_or(config.http);
+        config.check()?;
+        Ok(config)
+    }
+
+    pub(crate) fn read(file: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Failure::Invalid(format!("read {}: {error}", file.display())))?;
+        toml::from_str(&text).map_err(|error| Failure::Invalid(format!("{}: {error}", file.display())))
+    }
+
+    /// Everything the types do not say. No port is open and no file is touched before this has passed.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let invalid = |error: &dyn std::error::Error| Failure::Invalid(chain(error));
+        self.gateway.check().map_err(|e| invalid(&e))?;
+        self.journal.check().map_err(|e| invalid(&e))?;
+        self.alerting.check().map_err(|e| invalid(&e))?;
+        for (name, address) in [("mqtt", &self.mqtt), ("http", &self.http)] {
+            if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+                return Err(Failure::Invalid(format!("{name} must be HOST:PORT, not {address:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration with its directories where they are in the file system.
+    pub(crate) fn located(mut self) -> Self {
+        self.rules = self.data.join(self.rules);
+        self.journal.dir = self.data.join(self.journal.dir);
+        self.tsdb.dir = self.data.join(self.tsdb.dir);
+        self
+    }
+
+    pub(crate) fn to_toml(&self) -> Result<String, Failure> {
+        toml::to_string_pretty(self).map_err(|error| Failure::Failed(chain(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_print_config_prints_is_read_back_the_same() {
+        let printed = Config::default().to_toml().unwrap();
+        let read: Config = toml::from_str(&printed).unwrap();
+        assert_eq!(read.to_toml().unwrap(), printed);
+    }
+
+    #[test]
+    fn an_unknown_setting_is_named() {
+        let error = toml::from_str::<Config>("[gateway]\nworkerz = 3\n").unwrap_err().to_string();
+        assert!(error.contains("workerz") && error.contains("workers"), "{error}");
+    }
+
+    #[test]
+    fn relative_directories_are_below_data_and_absolute_ones_stay() {
+        let mut config = Config { data: "/var/lib/dunlin".into(), ..Config::default() };
+        config.tsdb.dir = "/mnt/big".into();
+        let config = config.located();
+        assert_eq!(config.rules, Path::new("/var/lib/dunlin/rules"));
+        assert_eq!(config.tsdb.dir, Path::new("/mnt/big"));
+    }
+}

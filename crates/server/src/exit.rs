@@ -1,0 +1,53 @@
+use std::{fmt, process::ExitCode};
+
+/// Why a command ended badly. The codes are documented in `dunlin --help` and do not change.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// 1: the command was understood and could not be done.
+    Failed(String),
+    /// 3: the configuration or a rule is not valid.
+    Invalid(String),
+    /// 4: the server cannot be reached, or does not know the token.
+    NoServer(String),
+}
+
+impl Failure {
+    pub(crate) fn report(&self) -> ExitCode {
+        let code = match self {
+            Self::Failed(_) => 1,
+            Self::Invalid(_) => 3,
+            Self::NoServer(_) => 4,
+        };
+        eprintln!("dunlin: {self}");
+        ExitCode::from(code)
+    }
+}
+
+/// Not an error type: every error becomes a failure at the edge, and nothing catches a failure.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Failed(text) | Self::Invalid(text) | Self::NoServer(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// An error with all that caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Any error that ends a command with code 1.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(chain(&error))
+    }
+}

@@ -1,0 +1,142 @@
+//! The account of every message, put together from three that count by themselves: the gateway what it accepted, the
+//! journal its offsets, the store what it made of what it read. They must agree.
+//!
+//! They are read one after the other while records flow, so each is compared with the others' values before and after
+//! it: when nothing flows, the bounds meet.
+
+use std::collections::BTreeMap;
+
+use dunlin_console::{GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+use dunlin_gateway::{Account, GatewayView};
+use dunlin_journal::{Journal, Partition, Topic};
+use dunlin_model::TenantId;
+use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
+use dunlin_tsdb::{Counts, Tsdb};
+
+/// How things stood before any consumer ran and any door was open.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// What the store had read, by tenant.
+    read: BTreeMap<TenantId, u64>,
+    /// Records in the journal, over all partitions of telemetry.
+    journaled: u64,
+}
+
+/// Who else counts.
+#[derive(Clone, Copy)]
+pub(crate) struct Counters<'a> {
+    pub(crate) journal: &'a dyn Journal,
+    pub(crate) tsdb: &'a dyn Tsdb,
+    pub(crate) gateway: &'a GatewayView,
+    pub(crate) store: &'a StoreView,
+    pub(crate) rules: &'a PipelineView,
+    pub(crate) rejected: &'a RejectedView,
+}
+
+impl Ledger {
+    pub(crate) fn open(journal: &dyn Journal, tsdb: &dyn Tsdb) -> Self {
+        let read = tsdb.counts().into_iter().map(|(tenant, counts)| (tenant, counts.read())).collect();
+        Self { read, journaled: journaled(journal) }
+    }
+
+    pub(crate) fn view(&self, counters: Counters<'_>) -> LedgerView {
+        let gateway_before = counters.gateway.accounts();
+        let position_before = position(counters);
+        let stored = counters.tsdb.counts();
+        let store = counters.store.status();
+        let position_after = position(counters);
+        let journaled = journaled(counters.journal);
+        let gateway = counters.gateway.accounts();
+
+        let mut problems = Vec::new();
+        let new = journaled - self.journaled;
+        let accepted_before = total(&gateway_before, |a| a.accepted);
+        let accepted_at_most = total(&gateway, |a| a.accepted + a.in_flight + a.failed);
+        if !(accepted_before..=accepted_at_most).contains(&new) {
+            problems.push(format!(
+                "the gateway accepted {accepted_before} to {accepted_at_most} records, the journal took {new}"
+            ));
+        }
+        let read: u64 = stored.values().map(Counts::read).sum();
+        let skipped = store.undecodable + undecodable(counters);
+        if read + skipped < position_before || read > position_after {
+            problems.push(format!(
+                "the store is at {position_before} to {position_after} and accounts for {read} records, \
+                 {skipped} more were not decodable"
+            ));
+        }
+
+        let idle = position_after == journaled && total(&gateway, |a| a.in_flight) == 0;
+        let mut tenants = BTreeMap::<String, TenantLedger>::new();
+        for (tenant, account) in &gateway {
+            tenants.entry(tenant.to_string()).or_default().gateway = gateway_account(account);
+        }
+        for (tenant, counts) in &stored {
+            let ledger = tenants.entry(tenant.to_string()).or_default();
+            ledger.stored = counts.stored;
+            ledger.duplicate = counts.duplicate;
+            ledger.expired = counts.expired;
+            ledger.readings_stored = counts.readings;
+        }
+        for (tenant, ledger) in &mut tenants {
+            let before = self.read.get(tenant.as_str()).copied().unwrap_or(0);
+            let backlog = store.backlog.get(tenant).copied().unwrap_or(0);
+            let read = ledger.stored + ledger.duplicate + ledger.expired;
+            let accepted = before + backlog + ledger.gateway.accepted;
+            let agree = accepted <= read && read <= accepted + ledger.gateway.failed;
+            if idle && !agree {
+                problems.push(format!("{tenant}: {accepted} records accepted, {read} accounted for by the store"));
+            }
+            ledger.accepted = accepted.max(read);
+            ledger.in_flight = ledger.accepted - read;
+        }
+        for ((tenant, reason), records) in counters.rejected.counts() {
+            let tenant = if tenant.is_empty() { "-".to_owned() } else { tenant };
+            tenants.entry(tenant).or_default().rejected.insert(reason.as_str().to_owned(), records);
+        }
+        for (tenant, account) in counters.rules.status().accounts {
+            tenants.entry(tenant).or_default().rules = RulesAccount {
+                read: account.read,
+                evaluated: account.evaluated,
+                late: account.late,
+                duplicate: account.copies,
+                failed: account.failed,
+            };
+        }
+        LedgerView { balanced: problems.is_empty(), problems, tenants }
+    }
+}
+
+fn gateway_account(account: &Account) -> GatewayAccount {
+    GatewayAccount {
+        received: account.received,
+        accepted: account.accepted,
+        events: account.events,
+        rejected: account.rejected.iter().map(|(reason, n)| (reason.as_str().to_owned(), *n)).collect(),
+        failed: account.failed,
+        in_flight: account.in_flight,
+    }
+}
+
+fn total(accounts: &BTreeMap<TenantId, Account>, of: impl Fn(&Account) -> u64) -> u64 {
+    accounts.values().map(of).sum()
+}
+
+/// Records ever appended to telemetry.
+fn journaled(journal: &dyn Journal) -> u64 {
+    partitions(journal).map(|at| journal.extent(at).next.0).sum()
+}
+
+/// Records the store has passed, over all partitions.
+fn position(counters: Counters<'_>) -> u64 {
+    partitions(counters.journal).filter_map(|at| counters.tsdb.position(at)).map(|offset| offset.0).sum()
+}
+
+/// Records of the journal that could not be decoded, ever: their dead letters name no tenant.
+fn undecodable(counters: Counters<'_>) -> u64 {
+    counters.rejected.counts().iter().filter(|((tenant, _), _)| tenant.is_empty()).map(|(_, n)| n).sum()
+}
+
+pub(crate) fn partitions(journal: &dyn Journal) -> impl Iterator<Item = Partition> {
+    (0..journal.partitions(Topic::Telemetry)).map(|index| Partition::new(Topic::Telemetry, index))
+}

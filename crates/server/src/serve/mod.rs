@@ -1,0 +1,79 @@
+//! The platform in one process: open the stores, start what works on them, open the doors; and the same backwards.
+
+mod directory; // the gateway's "who is this?"
+mod first_start; // what a new data directory is given
+mod ledger; // the account of every message
+mod platform; // what the console shows
+mod running; // start and stop
+
+use std::net::{TcpListener, ToSocketAddrs};
+
+use dunlin_model::{Clock, Timestamp};
+use running::{Doors, Running};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli::{LogFormat, ServeArgs},
+    config::Config,
+    exit::Failure,
+};
+
+pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+    let config = Config::load(&args)?;
+    if args.print_config {
+        print!("{}", config.to_toml()?);
+        return Ok(());
+    }
+    log(&args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(serve(config.located()));
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    // Held from here on: a port that is taken is told before anything is opened.
+    let doors = Doors { mqtt: listen("mqtt", &config.mqtt)?, http: listen("http", &config.http)? };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+
+    let rules = config.rules.clone();
+    let running = Running::start(config, doors, system_clock()).await?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => running.reload_rules(&rules),
+        }
+    }
+    tracing::info!("stopping");
+    running.stop().await
+}
+
+fn listen(door: &str, address: &str) -> Result<TcpListener, Failure> {
+    let problem = |error: std::io::Error| Failure::Failed(format!("listen for {door} on {address}: {error}"));
+    let resolved: Vec<_> = address.to_socket_addrs().map_err(problem)?.collect();
+    let listener = TcpListener::bind(&resolved[..]).map_err(problem)?;
+    listener.set_nonblocking(true).map_err(problem)?;
+    Ok(listener)
+}
+
+pub(crate) fn system_clock() -> Clock {
+    Clock::new(|| {
+        let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
+    })
+}
+
+fn log(args: &ServeArgs) -> Result<(), Failure> {
+    use std::io::{self, IsTerminal};
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .map_err(|error| Failure::Invalid(format!("--log {:?}: {error}", args.log)))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Human => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! What the console shows of the rest.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use dunlin_alerting::CONSUMER as ALERTING;
+use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, StageStatus, StatusView};
+use dunlin_gateway::GatewayView;
+use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
+use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
+use dunlin_tsdb::Tsdb;
+use prometheus_client::{
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry as Metrics,
+};
+
+use super::ledger::{Counters, Ledger, partitions};
+
+#[derive(Debug)]
+pub(crate) struct ServerPlatform {
+    pub(crate) started: Instant,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) tsdb: Arc<dyn Tsdb>,
+    pub(crate) store: StoreView,
+    pub(crate) rules: PipelineView,
+    pub(crate) rejected: RejectedView,
+    pub(crate) gateway: GatewayView,
+    pub(crate) ledger: Ledger,
+    pub(crate) metrics: Mutex<Metrics>,
+}
+
+impl Platform for ServerPlatform {
+    fn ledger(&self) -> LedgerView {
+        self.ledger.view(Counters {
+            journal: &*self.journal,
+            tsdb: &*self.tsdb,
+            gateway: &self.gateway,
+            store: &self.store,
+            rules: &self.rules,
+            rejected: &self.rejected,
+        })
+    }
+
+    fn status(&self) -> StatusView {
+        let alerts = Partition::new(Topic::Alerts, 0);
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            connections: self.gateway.connections(),
+            stages: vec![
+                self.stage("store", partitions(&*self.journal), |at| self.tsdb.position(at)),
+                self.stage("rules", partitions(&*self.journal), |at| self.rules.position(at.index)),
+                self.stage("alerting", [alerts], |at| self.journal.position(ALERTING, at)),
+            ],
+        }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let journal = match self.journal.health() {
+            Health::Writable => None,
+            Health::Refusing { reason, .. } => Some(format!("journal: {reason}")),
+            Health::Closed => Some("journal: closed".to_owned()),
+        };
+        let store = self.store.status().stalled.map(|reason| format!("store: {reason}"));
+        match [journal, store].into_iter().flatten().collect::<Vec<_>>() {
+            reasons if reasons.is_empty() => Readiness::Ready,
+            reasons => Readiness::NotReady(reasons),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        let own = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing into a String does not fail.
+        let _ = encode_registry(&mut text, &own);
+        let _ = encode_registry(&mut text, &ledger_metrics(&self.ledger()));
+        let _ = encode_eof(&mut text);
+        text
+    }
+}
+
+impl ServerPlatform {
+    fn stage(
+        &self,
+        stage: &'static str,
+        of: impl IntoIterator<Item = Partition>,
+        position: impl Fn(Partition) -> Option<Offset>,
+    ) -> StageStatus {
+        let partitions: Vec<PartitionStatus> = of
+            .into_iter()
+            .map(|at| {
+                let extent = self.journal.extent(at);
+                let position = position(at).unwrap_or(extent.oldest);
+                PartitionStatus { partition: at.to_string(), position: position.0, end: extent.next.0 }
+            })
+            .collect();
+        let lag = partitions.iter().map(|p| p.end.saturating_sub(p.position)).sum();
+        StageStatus { stage, lag, partitions }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Line {
+    tenant: String,
+    /// What became of the records.
+    outcome: String,
+    reason: String,
+}
+
+fn ledger_metrics(ledger: &LedgerView) -> Metrics {
+    let records = Family::<Line, Gauge>::default();
+    for (tenant, account) in &ledger.tenants {
+        let set = |outcome: &str, reason: &str, n: u64| {
+            let line = Line { tenant: tenant.clone(), outcome: outcome.into(), reason: reason.into() };
+            records.get_or_create(&line).set(n as i64);
+        };
+        set("accepted", "", account.accepted);
+        set("stored", "", account.stored);
+        set("duplicate", "", account.duplicate);
+        set("expired", "", account.expired);
+        set("in_flight", "", account.in_flight);
+        account.rejected.iter().for_each(|(reason, n)| set("rejected", reason, *n));
+    }
+    let balanced = Gauge::<i64>::default();
+    balanced.set(i64::from(ledger.balanced));
+    let mut metrics = Metrics::default();
+    metrics.register("dunlin_ledger_records", "Records by tenant and outcome, since the first", records);
+    metrics.register("dunlin_ledger_balanced", "1 if every message is accounted for", balanced);
+    metrics
+}

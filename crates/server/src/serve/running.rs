@@ -1,0 +1,190 @@
+use std::{fs, net::TcpListener, path::Path, sync::{Arc, Mutex}, time::Instant};
+
+use dunlin_alerting::Alerting;
+use dunlin_console::Console;
+use dunlin_gateway::Gateway;
+use dunlin_journal::Journal;
+use dunlin_journal_disk::DiskJournal;
+use dunlin_model::Clock;
+use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
+use dunlin_registry::Registry;
+use dunlin_tsdb_parquet::ParquetTsdb;
+use prometheus_client::registry::Registry as Metrics;
+use tokio::{sync::oneshot, task::JoinHandle};
+
+use super::{directory::RegistryDirectory, first_start, ledger::Ledger, platform::ServerPlatform};
+use crate::{
+    config::Config,
+    exit::{Failure, chain},
+};
+
+/// Where clients come in. Taken before anything is opened, served after everything is.
+pub(crate) struct Doors {
+    pub(crate) mqtt: TcpListener,
+    pub(crate) http: TcpListener,
+}
+
+/// What keeps the data.
+struct Stores {
+    journal: Arc<DiskJournal>,
+    tsdb: Arc<ParquetTsdb>,
+    registry: Registry,
+}
+
+/// Everything that runs, in the order in which it was started.
+pub(crate) struct Running {
+    stores: Stores,
+    rejected: RejectedCounter,
+    writer: StoreWriter,
+    pipeline: Pipeline,
+    alerting: Alerting,
+    gateway: Gateway,
+    http: Http,
+}
+
+struct Http {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl Running {
+    pub(crate) async fn start(config: Config, doors: Doors, clock: Clock) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let rules = load_rules(&config.rules);
+        let mut metrics = Metrics::default();
+        let stores = Stores::open(&config, &clock, &mut metrics).await?;
+        first_start::prepare(&config.data, &config.rules, &stores.registry).await?;
+        let rules = match rules {
+            Ok(rules) if rules.is_empty() => load_rules(&config.rules)?, // The first start writes an example.
+            rules => rules?,
+        };
+        let journal: Arc<dyn Journal> = stores.journal.clone();
+        let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
+
+        let ledger = Ledger::open(&*stores.journal, &*stores.tsdb);
+        let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
+        let writer = StoreWriter::start(
+            config.store.clone(),
+            journal.clone(),
+            tsdb.clone(),
+            clock.clone(),
+            &mut metrics,
+        )?;
+        let rule_count = rules.len();
+        let pipeline = Pipeline::start(
+            config.pipeline.clone(),
+            journal.clone(),
+            rules,
+            &config.data,
+            clock.clone(),
+            &mut metrics,
+        )?;
+        let alerting =
+            Alerting::start(&config.alerting, journal.clone(), registry.clone(), clock.clone(), &mut metrics)?;
+        let directory = Arc::new(RegistryDirectory(registry.clone()));
+        let gateway = Gateway::start(
+            config.gateway.clone(),
+            doors.mqtt,
+            journal.clone(),
+            directory,
+            clock.clone(),
+            &mut metrics,
+        )?;
+        let platform = Arc::new(ServerPlatform {
+            started,
+            journal,
+            tsdb: tsdb.clone(),
+            store: writer.view(),
+            rules: pipeline.view(),
+            rejected: rejected.view(),
+            gateway: gateway.view(),
+            ledger,
+            metrics: Mutex::new(metrics),
+        });
+        let console = Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform };
+        let http = Http::serve(doors.http, gateway.http_routes().merge(dunlin_console::routes(console)))?;
+        tracing::info!(
+            mqtt = config.mqtt,
+            http = config.http,
+            data = %config.data.display(),
+            rules = rule_count,
+            opened_in_ms = started.elapsed().as_millis(),
+            "ready"
+        );
+        Ok(Self { stores, rejected, writer, pipeline, alerting, gateway, http })
+    }
+
+    /// Takes the rules as they are on disk now; if one is wrong, those in force stay.
+    pub(crate) fn reload_rules(&self, dir: &Path) {
+        match load_rules(dir) {
+            Ok(rules) => {
+                tracing::info!(rules = rules.len(), "rules reloaded");
+                self.pipeline.reload(rules);
+            }
+            Err(failure) => tracing::error!(?failure, "rules are not valid; those in force stay"),
+        }
+    }
+
+    /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.
+    pub(crate) async fn stop(self) -> Result<(), Failure> {
+        self.http.stop().await?;
+        self.gateway.stop().await;
+        self.alerting.stop().await;
+        self.pipeline.stop().await;
+        self.writer.stop().await;
+        self.rejected.stop().await;
+        self.stores.close().await
+    }
+}
+
+impl Stores {
+    async fn open(config: &Config, clock: &Clock, metrics: &mut Metrics) -> Result<Self, Failure> {
+        fs::create_dir_all(&config.data)
+            .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
+        let journal = DiskJournal::open(config.journal.clone(), clock.clone(), metrics)?;
+        let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
+        let registry = Registry::open(&config.data.join("registry.db"), clock.clone()).await?;
+        Ok(Self { journal, tsdb, registry })
+    }
+
+    async fn close(self) -> Result<(), Failure> {
+        let flushed = self.tsdb.close().await;
+        self.journal.close().await;
+        self.registry.close().await;
+        flushed.map_err(|error| Failure::Failed(format!("flush the store: {}", chain(&error))))
+    }
+}
+
+impl Http {
+    fn serve(listener: TcpListener, routes: axum::Router) -> Result<Self, Failure> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let (stop, stopped) = oneshot::channel();
+        let serving = axum::serve(listener, routes).with_graceful_shutdown(async {
+            let _ = stopped.await;
+        });
+        Ok(Self { stop, served: tokio::spawn(serving.into_future()) })
+    }
+
+    /// Takes no more requests, and answers those under way; one that hangs is given up after a while.
+    async fn stop(self) -> Result<(), Failure> {
+        let _ = self.stop.send(());
+        let abort = self.served.abort_handle();
+        match tokio::time::timeout(HTTP_DRAIN_MAX, self.served).await {
+            Ok(served) => Ok(served.map_err(std::io::Error::other)??),
+            Err(_) => {
+                abort.abort();
+                tracing::warn!("HTTP requests were still open and are cut off");
+                Ok(())
+            }
+        }
+    }
+}
+
+const HTTP_DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn load_rules(dir: &Path) -> Result<RuleSet, Failure> {
+    RuleSet::load(dir).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Failure::Invalid(lines.join("\ndunlin: "))
+    })
+}

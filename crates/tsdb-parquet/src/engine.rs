@@ -1,0 +1,576 @@
+//! DataFusion's house: queries over fresh rows and files, on threads of their own, within bounds of memory, number,
+//! rows and time.
+
+mod narrow; // what a filter says about devices and times
+mod readings; // the long view over all tables of a tenant
+mod table; // a table as DataFusion sees it
+
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc};
+
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType},
+};
+use datafusion::{
+    catalog::{
+        CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+        MemorySchemaProvider, SchemaProvider,
+    },
+    dataframe::DataFrame,
+    error::DataFusionError,
+    execution::{
+        SendableRecordBatchStream, SessionStateBuilder,
+        context::{SQLOptions, SessionContext, SessionState},
+        memory_pool::GreedyMemoryPool,
+        runtime_env::RuntimeEnvBuilder,
+    },
+    logical_expr::{Expr, col, lit},
+    prelude::SessionConfig,
+    scalar::ScalarValue,
+    sql::{parser::Statement as ParsedStatement, sqlparser::ast::Statement},
+};
+use dunlin_model::{TenantId, Timestamp, Value, ValueRef};
+use dunlin_tsdb::{Gather, Latest, Query, QueryError, Series, SeriesKey, SqlLimits, SqlResult, StoreError};
+use futures::{StreamExt, stream};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
+
+use crate::{
+    columns::{DEVICE, OTHER, TIME, other_readings},
+    latest::Newest,
+    store::{Inner, lock, lower_priority},
+};
+
+use table::TelemetryTable;
+
+/// Batches of a result that wait for a slow reader.
+const RESULT_BATCHES_MAX: usize = 4;
+/// The table that is there even before its first record.
+const DEFAULT_TABLE: &str = "default";
+const READINGS: &str = "readings";
+const CATALOG: &str = "dunlin";
+const SCHEMA: &str = "public";
+
+pub(crate) struct Engine {
+    inner: Arc<Inner>,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    session: SessionState,
+    permits: Arc<Semaphore>,
+}
+
+impl Engine {
+    pub(crate) fn new(inner: Arc<Inner>) -> Result<Self, DataFusionError> {
+        let config = &inner.config;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(config.query_threads.max(1))
+            .thread_name("tsdb-query")
+            .on_thread_start(lower_priority)
+            .enable_all()
+            .build()?;
+        let memory = GreedyMemoryPool::new(config.query_memory_bytes_max);
+        let environment = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(memory)).build_arc()?;
+        let mut session = SessionConfig::new()
+            .with_target_partitions(config.query_threads.max(1))
+            .with_information_schema(true)
+            .with_default_catalog_and_schema(CATALOG, SCHEMA)
+            .with_create_default_catalog_and_schema(false);
+        session.options_mut().execution.parquet.pushdown_filters = true;
+        let session = SessionStateBuilder::new_with_default_features()
+            .with_config(session)
+            .with_runtime_env(environment)
+            .build();
+        let permits = Arc::new(Semaphore::new(config.queries_max.max(1)));
+        Ok(Self { inner, runtime: Some(runtime), session, permits })
+    }
+
+    fn handle(&self) -> Result<&Handle, QueryError> {
+        self.runtime.as_ref().map(Runtime::handle).ok_or_else(closed)
+    }
+
+    /// Runs on the query threads; stops when the asker leaves.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
+    ) -> Result<T, QueryError> {
+        let _permit = self.permits.clone().acquire_owned().await.map_err(|_| closed())?;
+        let began = Instant::now();
+        let mut task = AbortOnDrop(self.handle()?.spawn(work));
+        let done = (&mut task.0).await;
+        self.inner.metrics.query_seconds.observe(began.elapsed().as_secs_f64());
+        done.map_err(|e| StoreError::Engine { reason: e.to_string() })?
+    }
+
+    pub(crate) async fn query(&self, tenant: &TenantId, query: Query) -> Result<Vec<Series>, QueryError> {
+        let gather = Gather::new(&query)?;
+        let tables = self.tables(tenant);
+        let context = SessionContext::new_with_state(self.session.clone());
+        self.run(gather_all(context, tables, query, gather)).await
+    }
+
+    pub(crate) async fn sql(
+        &self,
+        tenant: &TenantId,
+        text: &str,
+        limits: SqlLimits,
+    ) -> Result<SqlResult, QueryError> {
+        let until = Instant::now() + limits.timeout;
+        let late = || QueryError::Timeout(limits.timeout);
+        let permit = tokio::time::timeout_at(until, self.permits.clone().acquire_owned());
+        let permit = permit.await.map_err(|_| late())?.map_err(|_| closed())?;
+        let (tables, text, session) = (self.tables(tenant), text.to_owned(), self.session.clone());
+        let name = tenant.to_string();
+        let began = Instant::now();
+        let mut planned =
+            AbortOnDrop(self.handle()?.spawn(async move { plan(session, &name, tables, &text).await }));
+        let rows = tokio::time::timeout_at(until, &mut planned.0).await.map_err(|_| late())?;
+        let rows = rows.map_err(|e| StoreError::Engine { reason: e.to_string() })??;
+        let schema = rows.schema();
+        let (sender, receiver) = mpsc::channel(RESULT_BATCHES_MAX);
+        let seconds = self.inner.metrics.query_seconds.clone();
+        self.handle()?.spawn(async move {
+            forward(rows, sender, limits, until).await;
+            seconds.observe(began.elapsed().as_secs_f64());
+            drop(permit);
+        });
+        // The reader looks at the clock itself: an operator may compute for long without a pause.
+        let batches = stream::unfold(Some(receiver), move |from| async move {
+            let mut from = from?;
+            match tokio::time::timeout_at(until, from.recv()).await {
+                Ok(Some(item)) => Some((item, Some(from))),
+                Ok(None) => None,
+                Err(_) => Some((Err(QueryError::Timeout(limits.timeout)), None)),
+            }
+        });
+        Ok(SqlResult { schema, batches: batches.boxed() })
+    }
+
+    /// The newest values; what is not in memory is looked up once and then kept.
+    pub(crate) async fn latest(
+        &self,
+        tenant: &TenantId,
+        devices: &[String],
+        limit: usize,
+    ) -> Result<Vec<Latest>, QueryError> {
+        let mut found: Found = BTreeMap::new();
+        for table in self.tables_to_scan(tenant, devices) {
+            let (number, wanted) = table;
+            let Some(table) = self.tables(tenant).into_iter().find(|t| t.number == number) else { continue };
+            let context = SessionContext::new_with_state(self.session.clone());
+            let scanned = self.run(newest(context, Arc::new(table), wanted.clone())).await?;
+            self.keep(number, &wanted, &scanned);
+            merge(&mut found, scanned);
+        }
+        let names = self.names(tenant, devices, &found);
+        let state = lock(&self.inner.state);
+        let mut latest = Vec::new();
+        for name in names {
+            let mut metrics = found.remove(&*name).unwrap_or_default();
+            for number in state.tables_of(tenant) {
+                let table = &state.tables[number];
+                let device = table.devices.find(&name).map(|device| &table.devices.list[device]);
+                for (metric, time, value) in
+                    device.and_then(|d| d.latest.as_ref()).map_or(&[][..], Newest::values)
+                {
+                    let metric = &table.columns.metrics()[*metric as usize].name;
+                    newer(&mut metrics, metric, *time, value.borrowed());
+                }
+            }
+            latest.extend(metrics.into_iter().map(|(metric, (time, value))| Latest {
+                device: name.to_string(),
+                metric,
+                time,
+                value,
+            }));
+            if latest.len() >= limit {
+                latest.truncate(limit);
+                break;
+            }
+        }
+        Ok(latest)
+    }
+
+    /// The tables that must be read to answer, and for which devices (all if empty).
+    fn tables_to_scan(&self, tenant: &TenantId, devices: &[String]) -> Vec<(usize, Vec<String>)> {
+        let state = lock(&self.inner.state);
+        let of = |number: usize| {
+            let table = &state.tables[number].devices;
+            let is_known = |name: &String| match table.find(name) {
+                Some(device) => table.list[device].latest.as_ref().is_some_and(|latest| latest.complete),
+                None => table.complete,
+            };
+            if devices.is_empty() {
+                let all = table.complete
+                    && table.list.iter().all(|d| d.latest.as_ref().is_some_and(|latest| latest.complete));
+                return (!all).then(Vec::new);
+            }
+            let unknown: Vec<String> = devices.iter().filter(|name| !is_known(name)).cloned().collect();
+            (!unknown.is_empty()).then_some(unknown)
+        };
+        state.tables_of(tenant).into_iter().filter_map(|number| Some((number, of(number)?))).collect()
+    }
+
+    /// Keeps what a scan found, so that the next who asks needs none.
+    fn keep(&self, number: usize, wanted: &[String], scanned: &Found) {
+        let mut state = lock(&self.inner.state);
+        let mut room = self.inner.config.latest_devices_max.saturating_sub(state.latest_devices);
+        let room_before = room;
+        let table = &mut state.tables[number];
+        for (device, metrics) in scanned {
+            let device = table.devices.number(device) as usize;
+            let slot = &mut table.devices.list[device].latest;
+            if slot.is_none() && room == 0 {
+                continue;
+            }
+            room -= usize::from(slot.is_none());
+            let latest = slot.get_or_insert_default();
+            latest.complete = true;
+            for (position, (metric, (time, value))) in metrics.iter().enumerate() {
+                if let Some(metric) = table.columns.number(metric) {
+                    latest.take_older(position, metric, *time, value.borrowed());
+                }
+            }
+        }
+        table.devices.complete |= wanted.is_empty();
+        state.latest_devices += room_before - room;
+    }
+
+    fn names(&self, tenant: &TenantId, devices: &[String], found: &Found) -> Vec<Arc<str>> {
+        let mut names: Vec<Arc<str>> = if devices.is_empty() {
+            let state = lock(&self.inner.state);
+            let known = state.tables_of(tenant).into_iter();
+            known.flat_map(|table| state.tables[table].devices.list.iter().map(|d| d.name.clone())).collect()
+        } else {
+            devices.iter().map(|device| device.as_str().into()).collect()
+        };
+        names.extend(found.keys().map(|device| Arc::from(device.as_str())));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The tenant's tables as they are now.
+    fn tables(&self, tenant: &TenantId) -> Vec<TelemetryTable> {
+        let mut state = lock(&self.inner.state);
+        let numbers = state.tables_of(tenant);
+        numbers
+            .into_iter()
+            .map(|number| TelemetryTable::snapshot(number, &mut state.tables[number]))
+            .collect()
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // A runtime must not wait for its threads inside another one.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn closed() -> QueryError {
+    StoreError::Engine { reason: "the store is closed".into() }.into()
+}
+
+/// Newest values by device and metric.
+type Found = BTreeMap<String, BTreeMap<String, (Timestamp, Value)>>;
+
+fn newer(
+    metrics: &mut BTreeMap<String, (Timestamp, Value)>,
+    metric: &str,
+    time: Timestamp,
+    value: ValueRef<'_>,
+) {
+    match metrics.get_mut(metric) {
+        Some(known) if time >= known.0 => *known = (time, value.to_owned()),
+        Some(_) => {}
+        None => {
+            metrics.insert(metric.into(), (time, value.to_owned()));
+        }
+    }
+}
+
+fn merge(into: &mut Found, found: Found) {
+    for (device, metrics) in found {
+        let of = into.entry(device).or_default();
+        for (metric, (time, value)) in metrics {
+            newer(of, &metric, time, value.borrowed());
+        }
+    }
+}
+
+async fn newest(
+    context: SessionContext,
+    table: Arc<TelemetryTable>,
+    devices: Vec<String>,
+) -> Result<Found, QueryError> {
+    let mut found: Found = BTreeMap::new();
+    let query = Query {
+        devices,
+        metrics: vec![],
+        start: Timestamp::MIN,
+        end: Timestamp::MAX,
+        step: None,
+        points_max: 0,
+    };
+    let metrics = Wanted::of(&table, &query);
+    let mut rows = scan(&context, &table, &query, &metrics).await?;
+    while let Some(batch) = rows.next().await {
+        metrics.each(&batch.map_err(failed)?, |device, metric, time, value| {
+            if !found.contains_key(device) {
+                found.insert(device.to_owned(), BTreeMap::new());
+            }
+            if let Some(metrics) = found.get_mut(device) {
+                newer(metrics, metric, time, value);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+async fn gather_all(
+    context: SessionContext,
+    tables: Vec<TelemetryTable>,
+    query: Query,
+    mut gather: Gather,
+) -> Result<Vec<Series>, QueryError> {
+    for table in tables {
+        let table = Arc::new(table);
+        let metrics = Wanted::of(&table, &query);
+        if metrics.is_empty() {
+            continue;
+        }
+        let mut rows = scan(&context, &table, &query, &metrics).await?;
+        while let Some(batch) = rows.next().await {
+            let mut last: Option<(String, String, SeriesKey)> = None;
+            metrics.each(&batch.map_err(failed)?, |device, metric, time, value| {
+                let key = match &last {
+                    Some((d, m, key)) if d == device && m == metric => *key,
+                    _ => {
+                        let key = gather.series(device, metric);
+                        last = Some((device.into(), metric.into(), key));
+                        key
+                    }
+                };
+                gather.push(key, time, value)
+            })?;
+        }
+    }
+    Ok(gather.finish())
+}
+
+/// The columns that hold the metrics of a query.
+struct Wanted {
+    /// Name of the column, and the metric it holds; `None` for `other`.
+    columns: Vec<(Arc<str>, Option<Arc<str>>)>,
+    metrics: Vec<String>,
+}
+
+impl Wanted {
+    fn of(table: &TelemetryTable, query: &Query) -> Self {
+        let is_wanted = |metric: &str| query.metrics.is_empty() || query.metrics.iter().any(|m| m == metric);
+        let mut columns: Vec<_> = table
+            .columns
+            .iter()
+            .filter(|column| is_wanted(&column.metric))
+            .map(|column| (column.name.clone(), Some(column.metric.clone())))
+            .collect();
+        if table.has_other {
+            columns.push((OTHER.into(), None));
+        }
+        Self { columns, metrics: query.metrics.clone() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
+
+    /// Every reading of a batch that `scan` gave.
+    fn each(
+        &self,
+        batch: &RecordBatch,
+        mut take: impl FnMut(&str, &str, Timestamp, ValueRef<'_>) -> Result<(), QueryError>,
+    ) -> Result<(), QueryError> {
+        let devices = batch.column(0).as_string_view();
+        let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+        for (array, (_, metric)) in batch.columns()[2..].iter().zip(&self.columns) {
+            for row in (0..batch.num_rows()).filter(|row| array.is_valid(*row)) {
+                let (device, time) = (devices.value(row), Timestamp::from_micros(times.value(row)));
+                match metric {
+                    Some(metric) => take(device, metric, time, value_at(array, row))?,
+                    None => {
+                        for (metric, value) in other_readings(array.as_string_view().value(row)) {
+                            if self.metrics.is_empty() || self.metrics.contains(&metric) {
+                                take(device, &metric, time, value.borrowed())?;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn value_at(array: &dyn Array, row: usize) -> ValueRef<'_> {
+    match array.data_type() {
+        DataType::Float64 => ValueRef::F64(array.as_primitive::<Float64Type>().value(row)),
+        DataType::Int64 => ValueRef::I64(array.as_primitive::<Int64Type>().value(row)),
+        DataType::Boolean => ValueRef::Bool(array.as_boolean().value(row)),
+        _ => ValueRef::Text(array.as_string_view().value(row)),
+    }
+}
+
+/// Device, time and the wanted columns of the rows that the query is about.
+async fn scan(
+    context: &SessionContext,
+    table: &Arc<TelemetryTable>,
+    query: &Query,
+    wanted: &Wanted,
+) -> Result<SendableRecordBatchStream, QueryError> {
+    let time =
+        |at: Timestamp| lit(ScalarValue::TimestampMicrosecond(Some(at.as_micros()), Some("UTC".into())));
+    let mut rows = context.read_table(table.clone()).map_err(failed)?;
+    if !query.devices.is_empty() {
+        let devices = query.devices.iter().map(|device| lit(ScalarValue::Utf8View(Some(device.clone()))));
+        rows = rows.filter(col(DEVICE).in_list(devices.collect(), false)).map_err(failed)?;
+    }
+    if query.start > Timestamp::MIN {
+        rows = rows.filter(col(TIME).gt_eq(time(query.start))).map_err(failed)?;
+    }
+    if query.end < Timestamp::MAX {
+        rows = rows.filter(col(TIME).lt(time(query.end))).map_err(failed)?;
+    }
+    let columns = wanted.columns.iter().map(|(column, _)| column_named(column));
+    let columns: Vec<Expr> = [col(DEVICE), col(TIME)].into_iter().chain(columns).collect();
+    rows.select(columns).map_err(failed)?.execute_stream().await.map_err(failed)
+}
+
+/// The column of exactly this name; dots and capitals are part of it.
+fn column_named(name: &str) -> Expr {
+    Expr::Column(datafusion::common::Column::new_unqualified(name))
+}
+
+/// Plans a statement that only reads, over the tables of one tenant.
+async fn plan(
+    session: SessionState,
+    tenant: &str,
+    tables: Vec<TelemetryTable>,
+    text: &str,
+) -> Result<SendableRecordBatchStream, QueryError> {
+    let schema = MemorySchemaProvider::new();
+    let tables: Vec<Arc<TelemetryTable>> = tables.into_iter().map(Arc::new).collect();
+    // The view has a branch per column, so it is made only where it can be meant.
+    let lower = text.to_ascii_lowercase();
+    if [READINGS, "show", "information_schema"].iter().any(|word| lower.contains(word)) {
+        let view = readings::view(tenant, &tables).map_err(failed)?;
+        schema.register_table(READINGS.into(), Arc::new(view)).map_err(failed)?;
+    }
+    if !tables.iter().any(|table| &*table.device_type == DEFAULT_TABLE) {
+        let empty = Arc::new(TelemetryTable::empty(DEFAULT_TABLE));
+        schema.register_table(DEFAULT_TABLE.into(), empty).map_err(failed)?;
+    }
+    for table in tables {
+        let name = if &*table.device_type == READINGS { "readings_table" } else { &table.device_type };
+        if !schema.table_exist(name) {
+            schema.register_table(name.to_owned(), table).map_err(failed)?;
+        }
+    }
+    let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema(SCHEMA, Arc::new(schema)).map_err(failed)?;
+    let catalogs = MemoryCatalogProviderList::new();
+    catalogs.register_catalog(CATALOG.into(), Arc::new(catalog));
+    let session =
+        SessionStateBuilder::new_from_existing(session).with_catalog_list(Arc::new(catalogs)).build();
+
+    let dialect = session.config_options().sql_parser.dialect;
+    let statement = session.sql_to_statement(text, &dialect).map_err(failed)?;
+    only_reads(&statement)?;
+    let plan = session.statement_to_plan(statement).await.map_err(failed)?;
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    options.verify_plan(&plan).map_err(failed)?;
+    DataFrame::new(session, plan).execute_stream().await.map_err(failed)
+}
+
+fn only_reads(statement: &ParsedStatement) -> Result<(), QueryError> {
+    let reads = match statement {
+        ParsedStatement::Explain(explain) => return only_reads(&explain.statement),
+        ParsedStatement::Statement(statement) => matches!(
+            **statement,
+            Statement::Query(_)
+                | Statement::ShowTables { .. }
+                | Statement::ShowColumns { .. }
+                | Statement::ExplainTable { .. }
+        ),
+        _ => false,
+    };
+    if reads {
+        return Ok(());
+    }
+    Err(QueryError::Invalid("SQL here only reads: SELECT, EXPLAIN, SHOW TABLES and SHOW COLUMNS".into()))
+}
+
+/// Sends a result on until it ends, its reader leaves, or a limit is reached.
+async fn forward(
+    mut rows: SendableRecordBatchStream,
+    to: mpsc::Sender<Result<RecordBatch, QueryError>>,
+    limits: SqlLimits,
+    until: Instant,
+) {
+    let mut count = 0;
+    loop {
+        let next = tokio::select! {
+            () = to.closed() => return,
+            next = tokio::time::timeout_at(until, rows.next()) => next,
+        };
+        let item = match next {
+            Err(_) => Err(QueryError::Timeout(limits.timeout)),
+            Ok(None) => return,
+            Ok(Some(Err(error))) => Err(failed(error)),
+            Ok(Some(Ok(batch))) => {
+                count += batch.num_rows();
+                if count > limits.rows_max {
+                    Err(QueryError::TooLarge { what: "rows", max: limits.rows_max })
+                } else {
+                    Ok(batch)
+                }
+            }
+        };
+        let is_last = item.is_err();
+        if to.send(item).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Whose mistake it was.
+fn failed(error: DataFusionError) -> QueryError {
+    let text = error.strip_backtrace();
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(_) => QueryError::OutOfMemory,
+        DataFusionError::ParquetError(_)
+        | DataFusionError::ObjectStore(_)
+        | DataFusionError::IoError(_)
+        | DataFusionError::Internal(_) => StoreError::Engine { reason: text }.into(),
+        _ => QueryError::Invalid(text),
+    }
+}

@@ -1,0 +1,71 @@
+use std::sync::atomic::AtomicU64;
+
+use dunlin_tsdb::Outcome;
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    stored: Counter,
+    duplicate: Counter,
+    expired: Counter,
+    pub(crate) memtable_bytes: Gauge,
+    pub(crate) flush_seconds: Histogram,
+    pub(crate) flush_failures: Counter,
+    pub(crate) files: Gauge,
+    pub(crate) file_bytes: Gauge,
+    pub(crate) compactions: Counter,
+    pub(crate) compaction_seconds: Counter<f64, AtomicU64>,
+    pub(crate) query_seconds: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let metrics = Self {
+            stored: Counter::default(),
+            duplicate: Counter::default(),
+            expired: Counter::default(),
+            memtable_bytes: Gauge::default(),
+            flush_seconds: seconds(),
+            flush_failures: Counter::default(),
+            files: Gauge::default(),
+            file_bytes: Gauge::default(),
+            compactions: Counter::default(),
+            compaction_seconds: Counter::default(),
+            query_seconds: seconds(),
+        };
+        let r = registry;
+        let m = &metrics;
+        r.register("dunlin_tsdb_rows_stored", "Records stored", m.stored.clone());
+        r.register("dunlin_tsdb_rows_duplicate", "Records that were stored before", m.duplicate.clone());
+        r.register("dunlin_tsdb_rows_expired", "Records older than the retention", m.expired.clone());
+        r.register("dunlin_tsdb_memtable_bytes", "Fresh rows in memory", m.memtable_bytes.clone());
+        r.register("dunlin_tsdb_flush_seconds", "Writing fresh rows to files", m.flush_seconds.clone());
+        r.register(
+            "dunlin_tsdb_flush_failures",
+            "Flushes that failed and are tried again",
+            m.flush_failures.clone(),
+        );
+        r.register("dunlin_tsdb_files", "Live data files", m.files.clone());
+        r.register("dunlin_tsdb_file_bytes", "Live data files' size", m.file_bytes.clone());
+        r.register("dunlin_tsdb_compactions", "Partitions compacted", m.compactions.clone());
+        r.register("dunlin_tsdb_compaction_seconds", "Time spent compacting", m.compaction_seconds.clone());
+        r.register("dunlin_tsdb_query_seconds", "Queries, until their last row", m.query_seconds.clone());
+        metrics
+    }
+
+    pub(crate) fn wrote(&self, outcomes: &[Outcome]) {
+        let of = |wanted: Outcome| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
+        let (stored, expired) = (of(Outcome::Stored), of(Outcome::Expired));
+        self.stored.inc_by(stored);
+        self.expired.inc_by(expired);
+        self.duplicate.inc_by(outcomes.len() as u64 - stored - expired);
+    }
+}

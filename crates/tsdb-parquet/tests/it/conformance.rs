@@ -1,0 +1,3 @@
+use crate::lab::ParquetLab;
+
+dunlin_tsdb::conformance::tests!(ParquetLab::default());

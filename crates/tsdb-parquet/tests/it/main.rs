@@ -1,0 +1,7 @@
+mod lab;
+
+mod conformance;
+mod dedup;
+mod maintenance;
+mod model;
+mod sql;

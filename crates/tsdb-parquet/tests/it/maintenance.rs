@@ -1,0 +1,202 @@
+use std::{fs, path::Path, sync::Arc};
+
+use dunlin_model::{Clock, Record, Timestamp, ValueRef};
+use dunlin_tsdb::{
+    Outcome, StoreError, Tsdb,
+    conformance::{at, record, write},
+};
+use dunlin_tsdb_parquet::{Config, OpenError, ParquetTsdb};
+use prometheus_client::registry::Registry;
+
+use crate::lab::{ParquetLab, number, sql};
+
+fn data_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files.extend(data_files(&path));
+        } else if path.extension().is_some_and(|e| e == "parquet") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// `count` records of each of five devices from `from` on, every ten seconds.
+fn fleet(store: &ParquetTsdb, from: i64, count: i64) {
+    for n in 0..count {
+        let readings = [("t", ValueRef::F64(20.0 + (n % 17) as f64 / 8.0)), ("n", ValueRef::I64(n))];
+        let names = ["d1", "d2", "d3", "d4", "d5"];
+        let records: Vec<_> = names.iter().map(|d| record(d, at(from + n * 10), &readings)).collect();
+        assert_eq!(write(store, &records), [Outcome::Stored; 5]);
+    }
+}
+
+#[tokio::test]
+async fn answers_are_the_same_in_memory_in_files_and_compacted() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, -100_000, 300);
+    fleet(&store, 0, 300);
+    let questions = [
+        "SELECT count(*), min(t), max(t), sum(n), min(time), max(received_at) FROM default",
+        "SELECT device, count(*), avg(t) FROM default GROUP BY device ORDER BY device",
+        "SELECT * FROM default WHERE device = 'd3' AND time >= '2024-01-01T00:10:00Z' ORDER BY time LIMIT 7",
+        "SELECT metric, count(*), sum(value) FROM readings GROUP BY metric ORDER BY metric",
+        "SELECT * FROM readings WHERE metric = 'n' AND device = 'd1' AND time < '2024-01-01T00:01:00Z' ORDER BY time",
+        "SELECT date_trunc('hour', time) AS h, avg(t) FROM default GROUP BY h ORDER BY h",
+        "SELECT count(*) FROM default WHERE time > TIMESTAMP '2024-01-01 00:20:00' AND t > 20.5",
+    ];
+    let ask = async |store: &ParquetTsdb| {
+        let mut answers = Vec::new();
+        for question in questions {
+            answers.push(sql(store, question).await);
+        }
+        answers
+    };
+    let in_memory = ask(&store).await;
+    store.flush().await.expect("flush");
+    assert_eq!(ask(&store).await, in_memory);
+    for n in 0..4 {
+        fleet(&store, 10_000 + n * 1_000, 10);
+        store.flush().await.expect("flush");
+    }
+    let mixed = ask(&store).await;
+    let before = data_files(lab.dir()).len();
+    let done = store.compact_all().expect("compact");
+    assert!(done.files_after < done.files_before, "{done:?}");
+    assert_eq!(ask(&store).await, mixed);
+    assert!(data_files(lab.dir()).len() < before, "replaced files are deleted");
+    assert_eq!(store.compact_all().expect("compact"), Default::default(), "nothing is left to do");
+    drop(store);
+    assert_eq!(ask(&lab.store()).await, mixed);
+}
+
+#[tokio::test]
+async fn many_fresh_files_of_a_day_are_merged_by_themselves() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    for n in 0..8 {
+        fleet(&store, n * 100, 3);
+        store.flush().await.expect("flush");
+    }
+    assert_eq!(data_files(lab.dir()).len(), 8);
+    assert_eq!(store.compact_once().expect("compact").merges, 1);
+    assert_eq!(data_files(lab.dir()).len(), 1);
+    assert_eq!(store.compact_once().expect("compact").merges, 0);
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 120);
+}
+
+#[tokio::test]
+async fn orphans_go_and_damage_is_refused() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 3);
+    store.close().await.expect("close");
+    drop(store);
+    let files = data_files(lab.dir());
+    let [file] = &files[..] else { panic!("one file: {files:?}") };
+    fs::copy(file, file.with_file_name("999.parquet")).expect("copy");
+    drop(lab.store());
+    assert_eq!(data_files(lab.dir()), files);
+
+    let manifest = lab.dir().join("manifest");
+    let good = fs::read(&manifest).expect("the manifest");
+    let mut bad = good.clone();
+    bad[30] ^= 1;
+    fs::write(&manifest, bad).expect("damage");
+    let open = || ParquetTsdb::open(lab.config(), Clock::new(|| at(0)), &mut Registry::default());
+    let refused = open().expect_err("a damaged manifest");
+    assert!(matches!(refused, OpenError::Store(StoreError::Corrupt { .. })), "{refused}");
+    fs::write(&manifest, good).expect("repair");
+    fs::write(file, b"PAR1").expect("damage");
+    let refused = open().expect_err("a damaged file");
+    assert!(matches!(refused, OpenError::Store(StoreError::Corrupt { .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn a_directory_has_one_store() {
+    let lab = ParquetLab::default();
+    let _store = lab.store();
+    let second = ParquetTsdb::open(lab.config(), Clock::new(|| at(0)), &mut Registry::default());
+    assert!(matches!(second, Err(OpenError::InUse { .. })));
+}
+
+#[tokio::test]
+async fn full_memory_is_flushed_while_writes_go_on() {
+    let lab = ParquetLab::default();
+    let store = lab.store_with(Config { memtable_bytes_max: 20_000, ..lab.config() });
+    fleet(&store, 0, 3_000);
+    assert!(store.disk_usage().0 >= 1, "nobody asked for this flush");
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 15_000);
+    store.close().await.expect("close");
+    assert!(store.flush().await.is_err(), "closed");
+}
+
+#[tokio::test]
+async fn a_failed_flush_is_tried_again_and_loses_nothing() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    // A file where the tenant's directory should be.
+    let obstacle = lab.dir().join("default");
+    fs::write(&obstacle, b"").expect("obstacle");
+    fleet(&store, 0, 10);
+    assert!(store.flush().await.is_err());
+    assert!(store.durable_positions().is_empty());
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 50, "still seen");
+    let again = record("d1", at(0), &[("n", ValueRef::I64(0)), ("t", ValueRef::F64(20.0))]);
+    assert_eq!(write(&*store, &[again]), [Outcome::Duplicate], "still known");
+    fs::remove_file(&obstacle).expect("remove the obstacle");
+    store.flush().await.expect("flush");
+    drop(store);
+    assert_eq!(number(&lab.store(), "SELECT count(*) FROM default").await, 50);
+}
+
+#[tokio::test]
+async fn files_expire_as_a_whole_and_never_by_a_clock_that_ran_ahead() {
+    const DAY: i64 = 86_400;
+    let lab = ParquetLab::default();
+    let open = |now: Timestamp| {
+        let config = Config { retention_seconds: Some(2 * DAY as u64), ..lab.config() };
+        ParquetTsdb::open(config, Clock::new(move || now), &mut Registry::default()).expect("open")
+    };
+    let store = open(at(0));
+    fleet(&store, -DAY, 3);
+    fleet(&store, 0, 3);
+    store.flush().await.expect("flush");
+    drop(store);
+    let store: Arc<ParquetTsdb> = open(at(DAY + 3_600));
+    fleet(&store, DAY + 3_600, 3);
+    store.flush().await.expect("flush");
+    assert_eq!(store.compact_once().expect("compact").files_expired, 1);
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 30);
+    drop(store);
+    let store = open(at(400 * DAY));
+    assert_eq!(store.compact_once().expect("compact").files_expired, 0);
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 30);
+}
+
+#[tokio::test]
+async fn names_of_any_kind_make_safe_paths() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let long = "ä".repeat(64);
+    for device_type in ["..", "pump v2.0", &long, "readings"] {
+        let readings =
+            [("rack.fan/1", ValueRef::I64(1)), ("time", ValueRef::I64(2)), ("Temp", ValueRef::I64(3))];
+        write(&*store, &[Record { device_type, ..record("a", at(0), &readings) }]);
+    }
+    store.flush().await.expect("flush");
+    store.compact_all().expect("compact");
+    drop(store);
+    let store = lab.store();
+    assert_eq!(data_files(lab.dir()).len(), 4);
+    assert_eq!(number(&store, "SELECT count(*) FROM readings WHERE metric = 'rack.fan/1'").await, 4);
+    assert_eq!(
+        number(&store, "SELECT sum(\"rack.fan/1\" + \"time_\" + \"Temp\") FROM \"pump v2.0\"").await,
+        6
+    );
+    assert_eq!(number(&store, &format!("SELECT count(*) FROM \"{long}\"")).await, 1);
+    assert_eq!(number(&store, "SELECT count(*) FROM readings_table").await, 1);
+}

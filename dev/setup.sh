@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Installs what is missing on Debian and nothing else. Says nothing and is quick when all is there.
+#   setup.sh build   what building needs
+#   setup.sh test    that, and what the tests need; prints nothing but where the test tools are
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
+
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || missing+=("$2"); }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+install_missing() {
+  [ ${#missing[@]} -eq 0 ] && return
+  echo "setup: installing ${missing[*]}" >&2
+  command -v apt-get >/dev/null || { echo "setup: this is not Debian; install by hand: ${missing[*]}" >&2; exit 1; }
+  export DEBIAN_FRONTEND=noninteractive
+  as_root apt-get update -qq >&2
+  # Tests start mosquitto themselves, on their own port; the service must not start with the package.
+  local policy=/usr/sbin/policy-rc.d laid=
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+    as_root chmod 755 $policy
+    laid=yes
+  fi
+  local status=0
+  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || status=$?
+  [ -n "$laid" ] && as_root rm -f $policy
+  return $status
+}
+
+rust() {
+  command -v cargo >/dev/null || {
+    echo "setup: cargo is missing. Install Rust 1.95 or newer, see https://rustup.rs, and run this again." >&2
+    exit 1
+  }
+}
+
+# A directory is complete once it is renamed to its final name.
+venv() {
+  local dir=$cache/venv-$(cat "$here/requirements.txt" <(python3 --version) | sha256sum | cut -c1-16)
+  if [ ! -d "$dir" ]; then
+    rm -rf "$dir.new"
+    python3 -m venv "$dir.new" >&2
+    "$dir.new/bin/python" -m pip install -q --disable-pip-version-check -r "$here/requirements.txt" >&2
+    mv "$dir.new" "$dir"
+  fi
+  echo "$dir"
+}
+
+node_modules() {
+  local dir=$cache/node-$(sha256sum "$here/package.json" | cut -c1-16)
+  if [ ! -d "$dir" ]; then
+    rm -rf "$dir.new"
+    mkdir -p "$dir.new"
+    cp "$here/package.json" "$dir.new/"
+    npm install --prefix "$dir.new" --silent --no-audit --no-fund >&2
+    mv "$dir.new" "$dir"
+  fi
+  echo "$dir"
+}
+
+missing=()
+need cc build-essential
+case ${1-} in
+  build)
+    install_missing
+    rust
+    ;;
+  test)
+    need curl curl
+    need mosquitto mosquitto
+    need mosquitto_pub mosquitto-clients
+    need mkfs.ext4 e2fsprogs
+    need losetup mount
+    need node nodejs
+    need npm npm
+    need python3 python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    install_missing
+    rust
+    mkdir -p "$cache"
+    echo "DUNLIN_TEST_VENV=$(venv)"
+    echo "DUNLIN_TEST_NODE=$(node_modules)"
+    ;;
+  *)
+    sed -n '2,4s/^# *//p' "$0" >&2
+    exit 2
+    ;;
+esac
