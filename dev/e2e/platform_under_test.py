@@ -238,7 +238,7 @@ def check_nothing_lost(platform, directory, records):
     """N1 to N3, N5 and N6 from the outside: the senders' records against the store and the ledger."""
     tenant = platform.settle()
     result = check_acked.check(records, stored_csv(platform, pathlib.Path(directory) / "stored.csv"))
-    assert result["holds"], result
+    assert result["holds"], (result, tenant)
     assert result["acked"] > 0, "the load acknowledged nothing, so nothing was tested"
     assert result["rows"] == tenant["stored"], (result, tenant)
     return result

@@ -100,10 +100,11 @@ def test_a_thousand_malformed_packets_and_payloads(platform):
     for number in range(PAYLOADS):
         payload = next(payloads)
         if number % 2:
-            answers.append(platform.request("POST", "/v1/telemetry", payload, token)[0])
+            status, _, _ = platform.request("POST", "/v1/telemetry", payload, token)
+            answers.append((status, payload[:100]))
         else:
             send_and_wait_for_the_end(platform, connect(token) + publish(b"v1/telemetry", payload))
-    assert all(400 <= status < 500 for status in answers), sorted(set(answers))
+    assert [answer for answer in answers if not 400 <= answer[0] < 500] == []
     healthy.finish()
 
     assert platform.process.poll() is None

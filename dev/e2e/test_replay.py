@@ -133,7 +133,7 @@ def test_the_shipped_rule_fires_in_the_failures(platforms):
 
 def fired_times(bodies):
     return [
-        body["fired_at"]
+        body["at"]
         for body in bodies
         if body["state"] == "firing" and "machine" in body["rule"] and body["device"] == "machine"
     ]

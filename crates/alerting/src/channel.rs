@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use dunlin_registry::Notification;
 
-use crate::config::{ChannelConfig, ChannelKind};
+use crate::config::ChannelConfig;
 
 /// A way to tell people.
 #[derive(Debug)]
@@ -27,9 +27,9 @@ pub(crate) enum SendError {
 
 impl Channel {
     pub(crate) fn new(config: &ChannelConfig) -> Result<Self, reqwest::Error> {
-        let way = match &config.kind {
-            ChannelKind::Log => Way::Log,
-            ChannelKind::Webhook { url, timeout_seconds } => Way::Webhook {
+        let way = match config {
+            ChannelConfig::Log { .. } => Way::Log,
+            ChannelConfig::Webhook { url, timeout_seconds, .. } => Way::Webhook {
                 url: url.clone(),
                 client: reqwest::Client::builder()
                     .timeout(Duration::from_secs(*timeout_seconds))
@@ -38,7 +38,7 @@ impl Channel {
                     .build()?,
             },
         };
-        Ok(Self { name: config.name.clone(), way })
+        Ok(Self { name: config.name().to_owned(), way })
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -11,25 +11,27 @@ pub struct Config {
     pub channel: Vec<ChannelConfig>,
 }
 
+/// A channel; its name is unique.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChannelConfig {
-    pub name: String,
-    #[serde(flatten)]
-    pub kind: ChannelKind,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum ChannelKind {
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ChannelConfig {
     /// A line in the server's log.
-    Log,
+    Log { name: String },
     /// `POST` of a JSON object; any 2xx is success. Repetitions carry the same `Idempotency-Key`.
     Webhook {
+        name: String,
         url: String,
         #[serde(default = "webhook_timeout_seconds")]
         timeout_seconds: u64,
     },
+}
+
+impl ChannelConfig {
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Log { name } | Self::Webhook { name, .. } => name,
+        }
+    }
 }
 
 fn webhook_timeout_seconds() -> u64 {
@@ -47,7 +49,7 @@ pub struct Retry {
 
 impl Default for Config {
     fn default() -> Self {
-        let log = ChannelConfig { name: "log".into(), kind: ChannelKind::Log };
+        let log = ChannelConfig::Log { name: "log".into() };
         Self { retry: Retry::default(), channel: vec![log] }
     }
 }
@@ -72,13 +74,13 @@ impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
         let mut names = BTreeSet::new();
         for channel in &self.channel {
-            if !names.insert(&channel.name) {
-                return Err(InvalidConfig::SameName(channel.name.clone()));
+            if !names.insert(channel.name()) {
+                return Err(InvalidConfig::SameName(channel.name().to_owned()));
             }
-            if let ChannelKind::Webhook { url, .. } = &channel.kind
+            if let ChannelConfig::Webhook { name, url, .. } = channel
                 && !url.parse::<reqwest::Url>().is_ok_and(|u| matches!(u.scheme(), "http" | "https"))
             {
-                return Err(InvalidConfig::Url { channel: channel.name.clone(), url: url.clone() });
+                return Err(InvalidConfig::Url { channel: name.clone(), url: url.clone() });
             }
         }
         match self.retry.attempts_max {

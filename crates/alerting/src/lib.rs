@@ -12,7 +12,7 @@ mod metrics;
 
 use std::sync::Arc;
 
-pub use config::{ChannelConfig, ChannelKind, Config, InvalidConfig, Retry};
+pub use config::{ChannelConfig, Config, InvalidConfig, Retry};
 use dunlin_journal::Journal;
 use dunlin_model::Clock;
 use dunlin_registry::Registry;
@@ -54,7 +54,7 @@ impl Alerting {
         let metrics = Metrics::register(metrics);
         let (stop, stopped) = watch::channel(false);
         let queued: Vec<(String, Arc<Notify>)> =
-            config.channel.iter().map(|c| (c.name.clone(), Arc::new(Notify::new()))).collect();
+            config.channel.iter().map(|c| (c.name().to_owned(), Arc::new(Notify::new()))).collect();
 
         let mut tasks = JoinSet::new();
         for (settings, (_, wake)) in config.channel.iter().zip(&queued) {

@@ -15,6 +15,8 @@ use crate::{Console, ask::Asker, problem::Problem};
 pub struct StatusView {
     pub version: &'static str,
     pub uptime_seconds: u64,
+    /// Where devices connect by MQTT, `HOST:PORT`.
+    pub mqtt: String,
     pub connections: u64,
     pub stages: Vec<StageStatus>,
 }

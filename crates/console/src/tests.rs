@@ -30,6 +30,7 @@ impl Platform for QuietPlatform {
         StatusView {
             version: "0",
             uptime_seconds: 0,
+            mqtt: "127.0.0.1:1883".into(),
             connections: 0,
             stages: Vec::new(),
         }

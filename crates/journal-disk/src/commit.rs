@@ -375,7 +375,7 @@ impl Committer {
 
 impl Newest {
     fn prepared(log: &Arc<Log>) -> Result<Self, Trouble> {
-        let space = log.take_spare().map_or_else(|| Space::create(log), Ok)?;
+        let space = log.next_space()?;
         log.set_space(Some(Arc::clone(&space)));
         let stamp = stamp(log.secret, space.sequence);
         Ok(Self { space, stamp, durable: None })

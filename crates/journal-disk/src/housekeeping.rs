@@ -142,12 +142,10 @@ fn extend(log: &Log) {
 /// Has the next segment ready when this one is half full.
 fn prepare_spare(log: &Log) {
     let half_full = |s: Arc<Space>| s.used.load(Ordering::Acquire) > log.config.segment_bytes / 2;
-    if log.has_spare() || !log.space().is_some_and(half_full) {
-        return;
-    }
-    match Space::create(log) {
-        Ok(spare) => log.put_spare(spare),
-        Err(trouble) => tracing::debug!(?trouble, "the journal's next segment was not prepared"),
+    if log.space().is_some_and(half_full)
+        && let Err(trouble) = log.prepare_spare()
+    {
+        tracing::debug!(?trouble, "the journal's next segment was not prepared");
     }
 }
 

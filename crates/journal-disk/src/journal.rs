@@ -294,16 +294,19 @@ impl Log {
         *held(&self.space) = space;
     }
 
-    pub(crate) fn has_spare(&self) -> bool {
-        held(&self.spare).is_some()
+    /// The next segment's file: the spare, or a new one. Sequences are drawn under the spare's lock only, so files
+    /// are used in the order of their sequences, which recovery reads as the order of the records.
+    pub(crate) fn next_space(&self) -> Result<Arc<Space>, Trouble> {
+        let mut spare = held(&self.spare);
+        spare.take().map_or_else(|| Space::create(self), Ok)
     }
 
-    pub(crate) fn put_spare(&self, spare: Arc<Space>) {
-        *held(&self.spare) = Some(spare);
-    }
-
-    pub(crate) fn take_spare(&self) -> Option<Arc<Space>> {
-        held(&self.spare).take()
+    pub(crate) fn prepare_spare(&self) -> Result<(), Trouble> {
+        let mut spare = held(&self.spare);
+        if spare.is_none() {
+            *spare = Some(Space::create(self)?);
+        }
+        Ok(())
     }
 
     pub(crate) fn wake_housekeeper(&self) {

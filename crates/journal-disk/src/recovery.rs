@@ -190,9 +190,16 @@ impl Chain {
         Ok((segments.into(), Some(place.read_newest(newest)?)))
     }
 
-    /// Deletes files that no header names.
+    /// Deletes files that no header names, unless one holds what must have been acknowledged: then the headers are
+    /// wrong, and nothing is deleted.
     fn remove_remains(&self, place: Place<'_>, sequences: &[u64]) -> Result<(), OpenError> {
         let counts = |sequence| self.links.binary_search_by_key(&sequence, |l| l.sequence).is_ok();
+        for sequence in sequences.iter().filter(|s| !counts(**s)) {
+            place.check_never_durable(
+                *sequence,
+                "it holds durable records, and no other segment goes on from it",
+            )?;
+        }
         let indexes = self::sequences(place.dir, "idx")?;
         let files = sequences.iter().map(|s| (*s, segment_path(place.dir, *s)));
         let files = files.chain(indexes.iter().map(|s| (*s, index_path(place.dir, *s))));

@@ -12,9 +12,9 @@ use hashbrown::HashMap;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// How long a sender may take to repeat a message.
-pub const AGE_MAX: Duration = Duration::from_secs(600);
+pub(crate) const AGE_MAX: Duration = Duration::from_secs(600);
 /// How many records of a partition are remembered by default.
-pub const RECORDS_MAX: u64 = 1 << 18;
+pub(crate) const RECORDS_MAX: u64 = 1 << 18;
 
 /// What was said by the last records of one partition.
 #[derive(Debug)]

@@ -127,7 +127,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
     /// What to log: `info`, `debug`, `dunlin_gateway=debug,info`
-    #[arg(long, env = "DUNLIN_LOG", default_value = "info")]
+    #[arg(long, env = "DUNLIN_LOG", default_value = "info,ntex_server=warn,ntex_rt=warn")]
     pub(crate) log: String,
 }
 
@@ -200,9 +200,9 @@ pub(crate) struct SimulateArgs {
     /// Names are PREFIX-00001 and so on; devices that exist get a further token
     #[arg(long, default_value = "sim")]
     pub(crate) prefix: String,
-    /// Where the server takes MQTT
-    #[arg(long, value_name = "HOST:PORT", default_value = MQTT_DEFAULT)]
-    pub(crate) mqtt: String,
+    /// Where the server takes MQTT [default: what the server says]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) mqtt: Option<String>,
     #[command(flatten)]
     pub(crate) server: Server,
 }
@@ -220,9 +220,9 @@ pub(crate) struct ReplayArgs {
     /// `max`, or a multiple of the file's own pace: `1x`, `3600x`
     #[arg(long, default_value = "max")]
     pub(crate) speed: Speed,
-    /// Where the server takes MQTT
-    #[arg(long, value_name = "HOST:PORT", default_value = MQTT_DEFAULT)]
-    pub(crate) mqtt: String,
+    /// Where the server takes MQTT [default: what the server says]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) mqtt: Option<String>,
     #[command(flatten)]
     pub(crate) server: Server,
 }

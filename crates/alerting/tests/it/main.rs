@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{Router, extract::State, http::{HeaderMap, StatusCode}, routing::post};
-use dunlin_alerting::{Alerting, ChannelConfig, ChannelKind, Config, Retry};
+use dunlin_alerting::{Alerting, ChannelConfig, Config, Retry};
 use dunlin_journal::{Batch, Journal, MemoryJournal, Partition, Topic};
 use dunlin_model::{
     AlertPhase, AlertTransition, Clock, Fingerprint, Severity, TenantId, Timestamp, TransitionId, avro::Datum,
@@ -111,7 +111,7 @@ impl Lab {
 }
 
 fn webhook(name: &str, url: String) -> ChannelConfig {
-    ChannelConfig { name: name.into(), kind: ChannelKind::Webhook { url, timeout_seconds: 1 } }
+    ChannelConfig::Webhook { name: name.into(), url, timeout_seconds: 1 }
 }
 
 fn impatient(channel: Vec<ChannelConfig>) -> Config {

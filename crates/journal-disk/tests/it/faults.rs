@@ -168,3 +168,17 @@ async fn a_start_that_cannot_save_the_tail_is_refused() {
     assert!(matches!(error, OpenError::Unwritable { operation: "fdatasync", .. }), "{error}");
     assert_eq!(check_numbered(&image.open(), T0, Offset::ZERO).await, 10);
 }
+
+/// The writer makes the next segment itself while the housekeeper is still preparing one: whichever is used, the
+/// order of the files is the order of the records.
+#[tokio::test]
+async fn a_slow_housekeeper_costs_no_records() {
+    for millis in [1, 5, 20, 60] {
+        let f = faulty(Bench::with(|c| c.segment_bytes = 64 << 10));
+        f.disk.housekeeper_millis.store(millis, Ordering::SeqCst);
+        fill(&f.journal, T0, 60, 1, 10_000).await;
+        let Faulty { bench, journal, .. } = f;
+        drop(journal);
+        assert_eq!(check_numbered(&bench.open(), T0, Offset::ZERO).await, 60);
+    }
+}

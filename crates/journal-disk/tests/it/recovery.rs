@@ -292,3 +292,21 @@ fn u64_at(path: &std::path::Path, at: u64) -> u64 {
 fn is_mark(path: &std::path::Path, at: u64) -> bool {
     fs::read(path).unwrap()[at as usize + 20..][..4] == [0; 4]
 }
+
+#[tokio::test]
+async fn a_damaged_segment_header_is_refused_and_nothing_is_deleted() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    fill(&journal, T0, 60, 1, 10_000).await;
+    drop(journal);
+    for segment in 0..3 {
+        let image = bench.image();
+        let files = image.files("seg");
+        flip(&files[segment], 30);
+        match image.try_open() {
+            Err(OpenError::Corrupt { path, position: 0, .. }) => assert_eq!(path, files[segment]),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(image.files("seg"), files);
+    }
+}

@@ -21,9 +21,9 @@ use winnow::{
 };
 
 /// The finest step of a window.
-pub const WINDOW_EVERY_MIN: Duration = Duration::from_secs(1);
+pub(super) const WINDOW_EVERY_MIN: Duration = Duration::from_secs(1);
 /// Steps in one window, at the most: its memory, per device.
-pub const WINDOW_STEPS_MAX: u32 = 1_440;
+pub(super) const WINDOW_STEPS_MAX: u32 = 1_440;
 /// The longest duration a rule may name.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 86_400);
 

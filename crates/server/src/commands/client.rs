@@ -45,9 +45,9 @@ impl Client {
     }
 
     /// The token of a device: of a new one, or a further one of a device that exists.
-    pub(crate) async fn device_token(&self, name: &str) -> Result<String, Failure> {
+    pub(crate) async fn device_token(&self, name: &str, device_type: &str) -> Result<String, Failure> {
         let request = self.http.post(format!("{}/v1/devices", self.url));
-        let response = self.ask(request.json(&serde_json::json!({ "name": name }))).await?;
+        let response = self.ask(request.json(&serde_json::json!({ "name": name, "device_type": device_type }))).await?;
         let response = match response.status() {
             StatusCode::CONFLICT => {
                 self.ask(self.http.post(format!("{}/v1/devices/{name}/tokens", self.url))).await?
@@ -56,6 +56,20 @@ impl Client {
         };
         let body: Value = self.accept(response).await?.json().await?;
         text(&body, "token")
+    }
+
+    /// Where devices connect by MQTT: as asked for, else as the server says. A server that listens on every address
+    /// is met where its API is.
+    pub(crate) async fn mqtt(&self, asked: Option<String>) -> Result<String, Failure> {
+        if let Some(address) = asked {
+            return Ok(address);
+        }
+        let address = text(&self.get("/v1/status").await?, "mqtt")?;
+        let host = reqwest::Url::parse(&self.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+        Ok(match (address.parse::<std::net::SocketAddr>(), host) {
+            (Ok(address), Some(host)) if address.ip().is_unspecified() => format!("{host}:{}", address.port()),
+            _ => address,
+        })
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {

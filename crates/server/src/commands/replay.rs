@@ -16,11 +16,13 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<(), Failure> {
     if !args.file.is_file() {
         return Err(Failure::Failed(format!("there is no file {}", args.file.display())));
     }
-    let token = Client::new(&args.server)?.device_token(&args.device).await?;
+    let client = Client::new(&args.server)?;
+    let mqtt = client.mqtt(args.mqtt).await?;
+    let token = client.device_token(&args.device, "default").await?;
     let config = Config {
         file: args.file,
         metric: args.metric,
-        target: args.mqtt,
+        target: mqtt,
         client_id: format!("replay-{}", args.device),
         token,
         topic: "v1/telemetry".to_owned(),

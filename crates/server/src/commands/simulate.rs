@@ -7,6 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::client::Client;
 use crate::{cli::SimulateArgs, exit::Failure, serve::system_clock};
 
+/// The type, and so the table, of simulated devices.
+const DEVICE_TYPE: &str = "sensor";
 /// For how long a simulated device tries to come back.
 const RECONNECT_FOR: Duration = Duration::from_secs(600);
 const FIGURES_EVERY: Duration = Duration::from_millis(500);
@@ -16,14 +18,16 @@ struct ByApi(Client);
 
 impl Provision for ByApi {
     fn provision<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<String, ProvisionError>> {
-        self.0.device_token(name).map(|token| token.map_err(|f| ProvisionError(f.to_string()))).boxed()
+        self.0.device_token(name, DEVICE_TYPE).map(|token| token.map_err(|f| ProvisionError(f.to_string()))).boxed()
     }
 }
 
 pub(crate) async fn run(args: SimulateArgs) -> Result<(), Failure> {
-    let provision = ByApi(Client::new(&args.server)?);
+    let client = Client::new(&args.server)?;
+    let mqtt = client.mqtt(args.mqtt).await?;
+    let provision = ByApi(client);
     let config = Config {
-        target: args.mqtt,
+        target: mqtt,
         topic: "v1/telemetry".to_owned(),
         devices: args.devices as usize,
         name_prefix: args.prefix,

@@ -18,9 +18,14 @@ use dunlin_tsdb::{Counts, Tsdb};
 pub(crate) struct Ledger {
     /// What the store had read, by tenant.
     read: BTreeMap<TenantId, u64>,
-    /// Records in the journal, over all partitions of telemetry.
-    journaled: u64,
+    /// The end of the journal, by partition of telemetry.
+    ends: Vec<u64>,
+    /// Whose the records are that the store has not read: known if there is but one tenant.
+    backlog_of: String,
 }
+
+/// Stands in the ledger for messages whose tenant is not known (yet).
+const NOBODY: &str = "-";
 
 /// Who else counts.
 #[derive(Clone, Copy)]
@@ -34,14 +39,20 @@ pub(crate) struct Counters<'a> {
 }
 
 impl Ledger {
-    pub(crate) fn open(journal: &dyn Journal, tsdb: &dyn Tsdb) -> Self {
+    pub(crate) fn open(journal: &dyn Journal, tsdb: &dyn Tsdb, tenants: &[TenantId]) -> Self {
+        let backlog_of = match tenants {
+            [only] => only.to_string(),
+            _ => NOBODY.to_owned(),
+        };
         let read = tsdb.counts().into_iter().map(|(tenant, counts)| (tenant, counts.read())).collect();
-        Self { read, journaled: journaled(journal) }
+        let ends = partitions(journal).map(|at| journal.extent(at).next.0).collect();
+        Self { read, ends, backlog_of }
     }
 
     pub(crate) fn view(&self, counters: Counters<'_>) -> LedgerView {
         let gateway_before = counters.gateway.accounts();
         let position_before = position(counters);
+        let unread = self.unread_backlog(counters);
         let stored = counters.tsdb.counts();
         let store = counters.store.status();
         let position_after = position(counters);
@@ -49,7 +60,7 @@ impl Ledger {
         let gateway = counters.gateway.accounts();
 
         let mut problems = Vec::new();
-        let new = journaled - self.journaled;
+        let new = journaled - self.ends.iter().sum::<u64>();
         let accepted_before = total(&gateway_before, |a| a.accepted);
         let accepted_at_most = total(&gateway, |a| a.accepted + a.in_flight + a.failed);
         if !(accepted_before..=accepted_at_most).contains(&new) {
@@ -78,9 +89,13 @@ impl Ledger {
             ledger.expired = counts.expired;
             ledger.readings_stored = counts.readings;
         }
+        if unread > 0 {
+            tenants.entry(self.backlog_of.clone()).or_default();
+        }
         for (tenant, ledger) in &mut tenants {
             let before = self.read.get(tenant.as_str()).copied().unwrap_or(0);
-            let backlog = store.backlog.get(tenant).copied().unwrap_or(0);
+            let unread = if *tenant == self.backlog_of { unread } else { 0 };
+            let backlog = store.backlog.get(tenant).copied().unwrap_or(0) + unread;
             let read = ledger.stored + ledger.duplicate + ledger.expired;
             let accepted = before + backlog + ledger.gateway.accepted;
             let agree = accepted <= read && read <= accepted + ledger.gateway.failed;
@@ -91,7 +106,7 @@ impl Ledger {
             ledger.in_flight = ledger.accepted - read;
         }
         for ((tenant, reason), records) in counters.rejected.counts() {
-            let tenant = if tenant.is_empty() { "-".to_owned() } else { tenant };
+            let tenant = if tenant.is_empty() { NOBODY.to_owned() } else { tenant };
             tenants.entry(tenant).or_default().rejected.insert(reason.as_str().to_owned(), records);
         }
         for (tenant, account) in counters.rules.status().accounts {
@@ -104,6 +119,14 @@ impl Ledger {
             };
         }
         LedgerView { balanced: problems.is_empty(), problems, tenants }
+    }
+
+    /// Records that were in the journal at the start and that the store has not read yet.
+    fn unread_backlog(&self, counters: Counters<'_>) -> u64 {
+        let of = |(at, end): (Partition, &u64)| {
+            end.saturating_sub(counters.tsdb.position(at).map_or(0, |offset| offset.0))
+        };
+        partitions(counters.journal).zip(&self.ends).map(of).sum()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the console shows of the rest.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -25,6 +26,7 @@ use super::ledger::{Counters, Ledger, partitions};
 #[derive(Debug)]
 pub(crate) struct ServerPlatform {
     pub(crate) started: Instant,
+    pub(crate) mqtt: SocketAddr,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) tsdb: Arc<dyn Tsdb>,
     pub(crate) store: StoreView,
@@ -52,6 +54,7 @@ impl Platform for ServerPlatform {
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
+            mqtt: self.mqtt.to_string(),
             connections: self.gateway.connections(),
             stages: vec![
                 self.stage("store", partitions(&*self.journal), |at| self.tsdb.position(at)),

@@ -61,7 +61,7 @@ impl Running {
         let journal: Arc<dyn Journal> = stores.journal.clone();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
-        let ledger = Ledger::open(&*stores.journal, &*stores.tsdb);
+        let ledger = Ledger::open(&*stores.journal, &*stores.tsdb, &registry.tenants().await?);
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
         let writer = StoreWriter::start(
             config.store.clone(),
@@ -92,6 +92,7 @@ impl Running {
         )?;
         let platform = Arc::new(ServerPlatform {
             started,
+            mqtt: gateway.mqtt_address(),
             journal,
             tsdb: tsdb.clone(),
             store: writer.view(),

@@ -1,0 +1,107 @@
+use std::path::Path;
+
+use dunlin_pipeline::{Config, Limits, Pipeline, RuleSet};
+use prometheus_client::registry::Registry;
+
+use super::*;
+
+fn hot() -> RuleSet {
+    let text = "[[rule]]\nname = \"hot\"\nwhen = \"avg(temperature) over 1m > 80 for 2m, clear below 75\"\n";
+    RuleSet::parse(text, "hot.toml").unwrap()
+}
+
+fn start(journal: &Arc<MemoryJournal>, dir: &Path, rules: RuleSet) -> Pipeline {
+    let limits = Limits { lateness_millis: 0, ..Limits::default() };
+    let config = Config { gather_millis: 1, limits, ..Config::default() };
+    Pipeline::start(config, journal.clone(), rules, dir, still(), &mut Registry::default()).unwrap()
+}
+
+async fn caught_up(journal: &MemoryJournal, pipeline: &Pipeline) {
+    let end = journal.extent(TELEMETRY).next;
+    until("the rules caught up", || pipeline.view().position(0) == Some(end)).await;
+}
+
+fn hot_minutes() -> Vec<Record<'static>> {
+    let values = [70.0, 85.0, 86.0, 87.0, 78.0, 74.0, 74.0, 90.0, 91.0, 92.0, 60.0, 60.0];
+    (0..).zip(values).map(|(minute, value)| reading("pump", minute * 60, value)).collect()
+}
+
+#[tokio::test]
+async fn says_what_happened_and_takes_up_where_it_stopped() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    for record in hot_minutes() {
+        let pipeline = start(&journal, dir.path(), hot());
+        append(&journal, &[record]).await;
+        caught_up(&journal, &pipeline).await;
+        pipeline.stop().await;
+    }
+    let restarted = alerts(&journal).await;
+
+    let (dir, journal) = (tempfile::tempdir().unwrap(), self::journal());
+    let pipeline = start(&journal, dir.path(), hot());
+    append(&journal, &hot_minutes()).await;
+    caught_up(&journal, &pipeline).await;
+    pipeline.stop().await;
+    let whole = alerts(&journal).await;
+    assert_eq!(whole.len(), 6, "{whole:?}");
+    assert_eq!(restarted, whole);
+}
+
+#[tokio::test]
+async fn a_lost_or_broken_checkpoint_is_replayed_under_the_same_ids() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    append(&journal, &hot_minutes()).await;
+    let run = async |journal: &Arc<MemoryJournal>| {
+        let pipeline = start(journal, dir.path(), hot());
+        caught_up(journal, &pipeline).await;
+        let account = pipeline.view().status().accounts["default"];
+        pipeline.stop().await;
+        account
+    };
+    let first_account = run(&journal).await;
+    let first = alerts(&journal).await;
+    let file = dir.path().join("pipeline/0.ckpt");
+    std::fs::write(&file, b"garbage").unwrap();
+    assert_eq!(run(&journal).await, first_account);
+    let both = alerts(&journal).await;
+    assert_eq!(both[first.len()..], first);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(run(&journal).await, first_account);
+}
+
+#[tokio::test]
+async fn an_unreadable_record_stops_nobody() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    let pipeline = start(&journal, dir.path(), hot());
+    append_bytes(&journal, TELEMETRY, b"\xff\xfe not a record").await;
+    append(&journal, &hot_minutes()).await;
+    caught_up(&journal, &pipeline).await;
+    pipeline.stop().await;
+    assert_eq!(alerts(&journal).await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_replay_of_the_same_data_tells_nobody_again() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    let pipeline = start(&journal, dir.path(), hot());
+    append(&journal, &hot_minutes()).await;
+    append(&journal, &hot_minutes()).await;
+    caught_up(&journal, &pipeline).await;
+    let account = pipeline.view().status().accounts["default"];
+    pipeline.stop().await;
+    assert_eq!(alerts(&journal).await.len(), 6);
+    assert_eq!((account.read, account.evaluated, account.copies), (24, 12, 12));
+}
+
+#[tokio::test]
+async fn reloaded_rules_hold_from_then_on() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    let pipeline = start(&journal, dir.path(), hot());
+    append(&journal, &hot_minutes()[..5]).await;
+    caught_up(&journal, &pipeline).await;
+    pipeline.reload(RuleSet::default());
+    until("the change is said", || journal.extent(ALERTS).next == Offset(3)).await;
+    pipeline.stop().await;
+    let phases: Vec<_> = alerts(&journal).await.into_iter().map(|t| format!("{:?}", t.phase)).collect();
+    assert_eq!(phases, ["Pending", "Firing", "Resolved"]);
+}
