@@ -102,7 +102,8 @@ def test_a_sync_that_fails_for_good(platforms, tmp_path, shim, loads):
 
     platform.kill()
     platform.start()
-    check_nothing_lost(platform, tmp_path, [before.record, after.record])
+    # The message that met the failure was written and not synced; this kill leaves it in the page cache.
+    check_nothing_lost(platform, tmp_path, [before.record, after.record], unrecorded_max=1)
 
 
 def test_a_full_disk(platforms, tmp_path, small_disk, loads):

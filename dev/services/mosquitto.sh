@@ -11,8 +11,10 @@ allow_anonymous true
 persistence false
 max_inflight_messages 0
 max_queued_messages 0
-log_dest file $dir/mosquitto.log
-pid_file $dir/mosquitto.pid
+log_dest stderr
+log_type error
+log_type warning
+user $(id -un)
 CONF
   PATH=$PATH:/usr/sbin setsid mosquitto -c "$dir/mosquitto.conf" >"$dir/mosquitto.out" 2>&1 </dev/null &
   echo $! >"$dir/started.pid"

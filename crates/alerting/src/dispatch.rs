@@ -83,7 +83,8 @@ impl Dispatcher {
         };
         self.metrics.failed.get_or_create(&by).inc();
         let attempts = notification.attempts + 1;
-        let retry_at = self.retry.pause(attempts, spread(key, attempts)).map(|pause| self.clock.now() + pause);
+        let retry_at =
+            self.retry.pause(attempts, spread(key, attempts)).map(|pause| self.clock.now() + pause);
         match retry_at {
             Some(_) => tracing::warn!(channel = by.channel, key, attempts, %error, "notification failed"),
             None => {

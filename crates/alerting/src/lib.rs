@@ -4,10 +4,10 @@
 //! notifications and moves the position. Sending is another matter: every channel works through its own queue, so
 //! one that is down delays nobody else.
 
-mod config;
-mod follow; // from the topic into the registry
-mod dispatch; // from the registry to people
 mod channel; // log, webhook
+mod config;
+mod dispatch; // from the registry to people
+mod follow; // from the topic into the registry
 mod metrics;
 
 use std::sync::Arc;

@@ -30,7 +30,8 @@ impl Metrics {
             "Offset alerting has got to in the alerts topic",
             m.position.clone(),
         );
-        let mut add = |name, help, family: &Family<ByChannel, Counter>| registry.register(name, help, family.clone());
+        let mut add =
+            |name, help, family: &Family<ByChannel, Counter>| registry.register(name, help, family.clone());
         add("dunlin_alerting_notifications_sent", "Notifications a channel took", &m.sent);
         add("dunlin_alerting_notifications_failed", "Tries that failed", &m.failed);
         add("dunlin_alerting_notifications_given_up", "Notifications kept as dead", &m.given_up);

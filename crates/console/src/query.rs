@@ -60,7 +60,12 @@ pub(crate) async fn sql_by_get(
     answer(&console, &user, &statement, query.format).await
 }
 
-async fn answer(console: &Console, user: &User, statement: &str, format: Format) -> Result<Response, Problem> {
+async fn answer(
+    console: &Console,
+    user: &User,
+    statement: &str,
+    format: Format,
+) -> Result<Response, Problem> {
     let rows_max = match format {
         Format::Table => TABLE_ROWS_MAX,
         Format::Csv | Format::Json => console.config.sql_rows_max,
@@ -208,7 +213,9 @@ pub(crate) async fn readings(
         (Some(ms), aggregate) => {
             Some((Duration::from_millis(ms), aggregate.map_or(Aggregate::Avg, Aggregate::from)))
         }
-        (None, Some(_)) => return Err(Problem::invalid("step_ms", "an aggregate needs a step: &step_ms=60000")),
+        (None, Some(_)) => {
+            return Err(Problem::invalid("step_ms", "an aggregate needs a step: &step_ms=60000"));
+        }
         (None, None) => None,
     };
     let names = |list: &str| list.split(',').map(str::to_owned).collect();

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use axum::{Json, extract::State, http::StatusCode};
 use axum::extract::rejection::JsonRejection;
+use axum::{Json, extract::State, http::StatusCode};
 use dunlin_model::TenantId;
 use dunlin_registry::Scope;
 use serde::{Deserialize, Serialize};

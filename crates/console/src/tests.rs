@@ -66,7 +66,10 @@ impl Sql for CannedSql {
             let batches: usize =
                 text.parse().map_err(|_| QueryError::Invalid("not a number of batches".into()))?;
             let batch = RecordBatch::try_new(schema.clone(), columns).expect("columns fit");
-            Ok(SqlResult { schema, batches: stream::iter(std::iter::repeat_n(batch, batches).map(Ok)).boxed() })
+            Ok(SqlResult {
+                schema,
+                batches: stream::iter(std::iter::repeat_n(batch, batches).map(Ok)).boxed(),
+            })
         }
         .boxed()
     }

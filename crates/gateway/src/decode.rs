@@ -184,9 +184,8 @@ impl<'a> Visitor<'a> for One<'_, 'a> {
                 "values" if !wrapped => {
                     match map.next_value_seed(Values { place, readings: &mut readings, plain })? {
                         None => wrapped = true,
-                        Some(value) => {
-                            plain = true;
-                            place.push(&mut readings, key, value)?;
+                        Some(_) => {
+                            return Err(place.fail("readings are expected, an object of metric and value"));
                         }
                     }
                 }

@@ -2,6 +2,9 @@ use dunlin_model::{AlertPhase, AlertTransition, Severity, TenantId, Timestamp};
 
 use crate::{Registry, RegistryError};
 
+/// Notifications that wait for one channel; those beyond are kept as dead at once.
+pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
+
 /// One episode of a rule on a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alert {
@@ -125,7 +128,11 @@ impl Registry {
     }
 
     /// What is due on a channel, oldest first.
-    pub async fn due_notifications(&self, channel: &str, limit: u32) -> Result<Vec<Notification>, RegistryError> {
+    pub async fn due_notifications(
+        &self,
+        channel: &str,
+        limit: u32,
+    ) -> Result<Vec<Notification>, RegistryError> {
         let rows: Vec<(String, String, i64)> = sqlx::query_as(
             "SELECT idempotency_key, body, attempts FROM notifications
              WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at LIMIT $3",
@@ -307,13 +314,20 @@ async fn queue(
     now: i64,
 ) -> Result<u64, RegistryError> {
     let inserted = sqlx::query(
-        "INSERT INTO notifications (idempotency_key, channel, body, state, attempts, next_at, created_at)
-         VALUES ($1, $2, $3, 'due', 0, $4, $4) ON CONFLICT (idempotency_key) DO NOTHING",
+        "INSERT INTO notifications
+             (idempotency_key, channel, body, state, attempts, next_at, last_error, created_at)
+         SELECT $1, $2, $3, CASE WHEN q.is_full THEN 'dead' ELSE 'due' END, 0, $4,
+                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4
+         FROM (SELECT COUNT(*) >= $5 AS is_full FROM notifications
+               WHERE channel = $2 AND state = 'due') AS q
+         WHERE true
+         ON CONFLICT (idempotency_key) DO NOTHING",
     )
     .bind(format!("{}-{channel}", t.id))
     .bind(channel)
     .bind(body)
     .bind(now)
+    .bind(NOTIFICATIONS_DUE_MAX)
     .execute(tx)
     .await?;
     Ok(inserted.rows_affected())

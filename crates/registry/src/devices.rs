@@ -109,7 +109,8 @@ impl Registry {
         if let Some(found) = self.device(&parent.tenant, name).await? {
             return Ok(Some(found).filter(is_child));
         }
-        let new = NewDevice { name: name.clone(), device_type: parent.device_type.clone(), is_gateway: false };
+        let new =
+            NewDevice { name: name.clone(), device_type: parent.device_type.clone(), is_gateway: false };
         let mut tx = self.writer.begin().await?;
         match self.insert_device(&mut tx, &parent.tenant, &new, Some(&parent.name)).await {
             Ok(()) => tx.commit().await?,
@@ -164,7 +165,9 @@ impl Registry {
     }
 }
 
-fn device_of((tenant, name, device_type, parent, is_gateway, enabled, created_at): Row) -> Result<Device, RegistryError> {
+fn device_of(
+    (tenant, name, device_type, parent, is_gateway, enabled, created_at): Row,
+) -> Result<Device, RegistryError> {
     fn parsed<T: std::str::FromStr>(what: &'static str, value: String) -> Result<T, RegistryError> {
         value.parse().map_err(|_| RegistryError::Damaged { what, value })
     }

@@ -10,10 +10,12 @@ mod alerts; // what is wrong, and who has been told
 
 use std::{path::Path, time::Duration};
 
-pub use alerts::{Alert, AlertFilter, AppliedAlerts, Notification};
+pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification};
 pub use devices::{Device, NewDevice};
 use dunlin_model::Clock;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 pub use tokens::Token;
 pub use users::{Scope, User};
 
@@ -57,8 +59,10 @@ impl Registry {
             .busy_timeout(BUSY_TIMEOUT);
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
-        let readers =
-            SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .connect_with(options.read_only(true))
+            .await?;
         Ok(Self { writer, readers, clock })
     }
 

@@ -105,7 +105,10 @@ async fn a_replayed_alert_changes_nothing_and_tells_nobody_again() {
     let channels = ["log".to_owned(), "webhook".to_owned()];
     let history = [transition(Pending, 1, 1), transition(Firing, 1, 5), transition(Resolved, 1, 9)];
     let apply = async |transitions: &[AlertTransition], next| {
-        registry.apply_alerts("alerting", 0, transitions, next, &channels, |t| t.id.to_string()).await.unwrap()
+        registry
+            .apply_alerts("alerting", 0, transitions, next, &channels, |t| t.id.to_string())
+            .await
+            .unwrap()
     };
 
     assert_eq!(apply(&history[..2], 2).await, AppliedAlerts { transitions: 2, notifications: 2 });

@@ -4,8 +4,8 @@ mod cli; // what one can type
 mod config; // what one can write down
 mod exit; // what a script is told
 
-mod serve; // the platform
-mod commands; // its clients
+mod commands;
+mod serve; // the platform // its clients
 
 use clap::Parser;
 use cli::{Cli, Command};

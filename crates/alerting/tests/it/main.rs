@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::State, http::{HeaderMap, StatusCode}, routing::post};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
 use dunlin_alerting::{Alerting, ChannelConfig, Config, Retry};
 use dunlin_journal::{Batch, Journal, MemoryJournal, Partition, Topic};
 use dunlin_model::{

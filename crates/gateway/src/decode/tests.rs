@@ -32,7 +32,6 @@ fn plain_readings() {
     );
     check(r#"{"sp\u0061ced name": "q\"\u00e9"}"#, r#"spaced name=Text("q\"é")"#);
     check(r#"{"id": 7, "a": 1}"#, "a=I64(1),id=I64(7)");
-    check(r#"{"values": 7}"#, "values=I64(7)");
     check(
         r#"{"x": 73.96732207278498, "y": 2.7170580802059014e-110}"#,
         "x=F64(73.96732207278498),y=F64(2.7170580802059014e-110)",
@@ -44,6 +43,7 @@ fn wrapped_readings() {
     check(r#"{"ts": 1, "values": {"a": 1}}"#, "@1000 a=I64(1)");
     check(r#"{"values": {"a": 1}, "id": "x"}"#, "#a=I64(1)");
     check(r#"{"id": 9, "ts": 5, "values": {"id": 1, "ts": 2}}"#, "#@5000 id=I64(1),ts=I64(2)");
+    check(r#"{"values": 7}"#, "invalid_value: values: readings are expected, an object of metric and value");
     check(r#"{"values": {"a": 1}, "b": 2}"#, "invalid_value: b: beside `values`; put it inside");
     check(r#"{"b": 2, "values": {"a": 1}}"#, "invalid_value: values: an object beside plain readings");
     check(r#"{"values": {"a": 1}, "id": true}"#, "invalid_value: id: a message id is a text or an integer");

@@ -13,9 +13,10 @@ async fn crashed(first: usize, last: u64) -> (Bench, Vec<u64>) {
     fill(&journal, T0, first, 2, 100).await;
     fill(&journal, T0, 1, last, 300).await;
     let image = bench.image();
-    let frames = frames(&image.files("seg")[0]);
-    // A mark may have been written since; as a crash would, take it off.
-    let frames = frames[..=first].to_vec();
+    let path = &image.files("seg")[0];
+    let frames = frames(path)[..=first].to_vec();
+    // A mark may have been written since, and would prove the last group.
+    write_at(path, frames[first] + stored_bytes(last, 300), &[0; 64]);
     (image, frames)
 }
 

@@ -41,7 +41,9 @@ fn says_what_to_change() {
     check("temperature > warm", expect![[r#"expected a number, found "warm""#]]);
     check(
         "avg(t) over 5 > 3",
-        expect![[r#"expected a duration of at most 366d, as in 500ms, 30s, 5m, 2h or 1d, `over` and a duration, as in `over 1m`, found "> 3""#]],
+        expect![[
+            r#"expected a duration of at most 366d, as in 500ms, 30s, 5m, 2h or 1d, `over` and a duration, as in `over 1m`, found "> 3""#
+        ]],
     );
     check(
         "t > 3 for ever",

@@ -47,7 +47,8 @@ impl Client {
     /// The token of a device: of a new one, or a further one of a device that exists.
     pub(crate) async fn device_token(&self, name: &str, device_type: &str) -> Result<String, Failure> {
         let request = self.http.post(format!("{}/v1/devices", self.url));
-        let response = self.ask(request.json(&serde_json::json!({ "name": name, "device_type": device_type }))).await?;
+        let response =
+            self.ask(request.json(&serde_json::json!({ "name": name, "device_type": device_type }))).await?;
         let response = match response.status() {
             StatusCode::CONFLICT => {
                 self.ask(self.http.post(format!("{}/v1/devices/{name}/tokens", self.url))).await?
@@ -67,7 +68,9 @@ impl Client {
         let address = text(&self.get("/v1/status").await?, "mqtt")?;
         let host = reqwest::Url::parse(&self.url).ok().and_then(|url| url.host_str().map(str::to_owned));
         Ok(match (address.parse::<std::net::SocketAddr>(), host) {
-            (Ok(address), Some(host)) if address.ip().is_unspecified() => format!("{host}:{}", address.port()),
+            (Ok(address), Some(host)) if address.ip().is_unspecified() => {
+                format!("{host}:{}", address.port())
+            }
             _ => address,
         })
     }

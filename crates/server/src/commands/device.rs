@@ -24,7 +24,7 @@ pub(crate) async fn run(command: DeviceCommand, server: Server) -> Result<(), Fa
 
 async fn list(client: &Client) -> Result<(), Failure> {
     let mut after = String::new();
-    println!("{:<32} {:<16} {:<24} {}", "DEVICE", "TYPE", "PARENT", "ADDED");
+    println!("{:<32} {:<16} {:<24} ADDED", "DEVICE", "TYPE", "PARENT");
     loop {
         let page = client.get(&format!("/v1/devices?after={after}")).await?;
         for device in page["devices"].as_array().into_iter().flatten() {

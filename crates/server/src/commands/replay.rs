@@ -30,7 +30,8 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<(), Failure> {
         reconnect_for: RECONNECT_FOR,
     };
     let style = ProgressStyle::with_template("{spinner} {elapsed}  {pos} readings  {per_sec}  {msg}");
-    let bar = ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let bar =
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     let ended = replay(&config, |so_far| {
         bar.set_position(so_far.readings);
         bar.set_message(format!("{} of {} messages acknowledged", so_far.acked, so_far.messages));

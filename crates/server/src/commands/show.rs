@@ -51,7 +51,10 @@ pub(crate) async fn alerts(state: Option<AlertState>, server: Server) -> Result<
         Some(AlertState::Cancelled) => "/v1/alerts?state=cancelled",
     };
     let answer = Client::new(&server)?.get(path).await?;
-    println!("{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} CONDITION", "STATE", "SEVERITY", "DEVICE", "RULE", "FIRED", "RESOLVED");
+    println!(
+        "{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} CONDITION",
+        "STATE", "SEVERITY", "DEVICE", "RULE", "FIRED", "RESOLVED"
+    );
     for alert in answer["alerts"].as_array().into_iter().flatten() {
         let field = |name: &str| alert[name].as_str().unwrap_or("-").to_owned();
         println!(

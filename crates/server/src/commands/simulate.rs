@@ -18,7 +18,10 @@ struct ByApi(Client);
 
 impl Provision for ByApi {
     fn provision<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<String, ProvisionError>> {
-        self.0.device_token(name, DEVICE_TYPE).map(|token| token.map_err(|f| ProvisionError(f.to_string()))).boxed()
+        self.0
+            .device_token(name, DEVICE_TYPE)
+            .map(|token| token.map_err(|f| ProvisionError(f.to_string())))
+            .boxed()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A live dashboard in the terminal: what happens now, what it cost, and who is behind.
 
-mod figures; // from two looks at the server to rates and quantiles
 mod draw;
+mod figures; // from two looks at the server to rates and quantiles
 
 use std::time::Duration;
 
@@ -49,7 +49,13 @@ async fn look(client: &Client) -> Result<Look, Failure> {
         client.get("/v1/alerts?limit=12"),
         client.get_text("/metrics"),
     )?;
-    Ok(Look { at: std::time::Instant::now(), status, ledger, alerts, ack_buckets: figures::ack_buckets(&metrics) })
+    Ok(Look {
+        at: std::time::Instant::now(),
+        status,
+        ledger,
+        alerts,
+        ack_buckets: figures::ack_buckets(&metrics),
+    })
 }
 
 enum Key {

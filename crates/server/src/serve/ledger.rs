@@ -100,7 +100,9 @@ impl Ledger {
             let accepted = before + backlog + ledger.gateway.accepted;
             let agree = accepted <= read && read <= accepted + ledger.gateway.failed;
             if idle && !agree {
-                problems.push(format!("{tenant}: {accepted} records accepted, {read} accounted for by the store"));
+                problems.push(format!(
+                    "{tenant}: {accepted} records accepted, {read} accounted for by the store"
+                ));
             }
             ledger.accepted = accepted.max(read);
             ledger.in_flight = ledger.accepted - read;

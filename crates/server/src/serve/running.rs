@@ -1,4 +1,10 @@
-use std::{fs, net::TcpListener, path::Path, sync::{Arc, Mutex}, time::Instant};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use dunlin_alerting::Alerting;
 use dunlin_console::Console;
@@ -79,8 +85,13 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
-        let alerting =
-            Alerting::start(&config.alerting, journal.clone(), registry.clone(), clock.clone(), &mut metrics)?;
+        let alerting = Alerting::start(
+            &config.alerting,
+            journal.clone(),
+            registry.clone(),
+            clock.clone(),
+            &mut metrics,
+        )?;
         let directory = Arc::new(RegistryDirectory(registry.clone()));
         let gateway = Gateway::start(
             config.gateway.clone(),

@@ -82,8 +82,16 @@ fn draw_ledger(frame: &mut Frame<'_>, area: Rect, ledger: &Value) {
         true => (" ledger: balanced ", Style::new()),
         false => (" ledger: NOT BALANCED ", Style::new().fg(Color::Red)),
     };
-    let widths = [Constraint::Fill(2), Constraint::Fill(1), Constraint::Fill(1), Constraint::Fill(1), Constraint::Fill(1), Constraint::Fill(1)];
-    let header = Row::new(["tenant", "accepted", "stored", "duplicate", "expired", "rejected"]).style(Modifier::DIM);
+    let widths = [
+        Constraint::Fill(2),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+    ];
+    let header =
+        Row::new(["tenant", "accepted", "stored", "duplicate", "expired", "rejected"]).style(Modifier::DIM);
     frame.render_widget(
         Table::new(rows, widths).header(header).block(Block::bordered().title(title).border_style(style)),
         area,
@@ -99,7 +107,8 @@ fn draw_lag(frame: &mut Frame<'_>, area: Rect, status: &Value) {
     });
     let header = Row::new(["stage", "records behind"]).style(Modifier::DIM);
     let widths = [Constraint::Fill(1), Constraint::Fill(1)];
-    frame.render_widget(Table::new(rows, widths).header(header).block(Block::bordered().title(" lag ")), area);
+    frame
+        .render_widget(Table::new(rows, widths).header(header).block(Block::bordered().title(" lag ")), area);
 }
 
 fn draw_alerts(frame: &mut Frame<'_>, area: Rect, alerts: &Value) {

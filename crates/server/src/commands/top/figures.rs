@@ -43,9 +43,8 @@ impl Figures {
 
     pub(super) fn add(&mut self, look: Look) {
         let seconds = look.at.duration_since(self.last.at).as_secs_f64().max(0.001);
-        let rate = |field: &str| {
-            (total(&look.ledger, field) - total(&self.last.ledger, field)).max(0.0) / seconds
-        };
+        let rate =
+            |field: &str| (total(&look.ledger, field) - total(&self.last.ledger, field)).max(0.0) / seconds;
         self.accepted_per_second = rate("accepted");
         self.stored_per_second = rate("stored");
         let between: Vec<(f64, f64)> = look
