@@ -228,14 +228,15 @@ class Load:
 
 
 def stored_csv(platform, path):
-    """All that the loader's devices stored, for the checker. `position` is the order of arrival."""
-    sql = "SELECT device, CAST(seq AS BIGINT) AS seq, temperature FROM default WHERE seq IS NOT NULL"
-    path.write_text(platform.query_csv(sql))
+    """All that the loader's devices stored, for the checker. Its messages carry no time of their own, so their time is
+    that of their arrival, and tells the order (N4)."""
+    columns = "device, CAST(seq AS BIGINT) AS seq, temperature, CAST(time AS BIGINT) AS position"
+    path.write_text(platform.query_csv(f"SELECT {columns} FROM default WHERE seq IS NOT NULL"))
     return path
 
 
 def check_nothing_lost(platform, directory, records, unrecorded_max=0):
-    """N1 to N3, N5 and N6 from the outside: the senders' records against the store and the ledger.
+    """N1 to N6 from the outside: the senders' records against the store and the ledger.
 
     `unrecorded_max` messages of other senders, whose outcome is not known, may be stored beside those on record.
     """

@@ -17,7 +17,7 @@ use std::{
 
 use bumpalo::Bump;
 use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
-use dunlin_model::{Clock, Slot, TimePolicy, Timestamp, avro::Encoder};
+use dunlin_model::{Clock, Slot, TimePolicy, Timestamp};
 use ntex::{channel::condition::Condition, task::LocalWaker};
 use smallvec::SmallVec;
 
@@ -46,7 +46,7 @@ pub(crate) struct Appender {
     policy: TimePolicy,
     metrics: Arc<Metrics>,
     lanes: RefCell<Box<[LaneState]>>,
-    scratch: RefCell<Scratch>,
+    arena: RefCell<Bump>,
     turn: Cell<Option<Timestamp>>,
     inflight_bytes: Cell<usize>,
     inflight_bytes_max: usize,
@@ -84,11 +84,6 @@ struct Tally {
     records: u64,
 }
 
-struct Scratch {
-    encoder: Encoder,
-    arena: Bump,
-}
-
 /// Who a record is counted for.
 pub(crate) type Counted<'a> = Option<(&'a Arc<TenantAccount>, Class)>;
 
@@ -111,7 +106,7 @@ impl Appender {
             policy,
             metrics,
             lanes: RefCell::new(lanes),
-            scratch: RefCell::new(Scratch { encoder: Encoder::default(), arena: Bump::new() }),
+            arena: RefCell::new(Bump::new()),
             turn: Cell::new(None),
             inflight_bytes: Cell::new(0),
             inflight_bytes_max,
@@ -150,13 +145,11 @@ impl Appender {
         waits: Option<(&Rc<Connection>, u32)>,
     ) -> Result<(), Fault> {
         let arrival = Arrival { received_at: self.now(), policy: &self.policy };
-        let scratch = &mut *self.scratch.borrow_mut();
+        let arena = &mut *self.arena.borrow_mut();
         let lanes = &mut *self.lanes.borrow_mut();
         let state = &mut lanes[usize::from(lane.0)];
         let before = state.open.batch.size_bytes();
-        let Scratch { encoder, arena } = scratch;
-        let added =
-            append_telemetry(payload, origin, delivery, arrival, encoder, arena, &mut state.open.batch);
+        let added = append_telemetry(payload, origin, delivery, arrival, arena, &mut state.open.batch);
         if arena.allocated_bytes() > ARENA_BYTES_KEPT_MAX {
             *arena = Bump::new();
         } else if arena.allocated_bytes() > 0 {

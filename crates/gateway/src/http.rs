@@ -17,8 +17,7 @@ use base64::Engine;
 use bumpalo::Bump;
 use dunlin_journal::{AppendError, Batch, Partition, Topic};
 use dunlin_model::{
-    DeviceId, DeviceType, EventKind, RejectReason, Slot, Timestamp, avro::Encoder,
-    limits::MESSAGE_RECORDS_MAX,
+    DeviceId, DeviceType, EventKind, RejectReason, Slot, Timestamp, limits::MESSAGE_RECORDS_MAX,
 };
 use problem::Problem;
 use serde::Deserialize;
@@ -238,15 +237,7 @@ impl Door {
         let mut part = self.part(Topic::Telemetry, origin.device, Class::Telemetry);
         let appended = {
             let arena = Bump::new();
-            append_telemetry(
-                payload,
-                origin,
-                delivery,
-                self.arrival(),
-                &mut Encoder::default(),
-                &arena,
-                &mut part.batch,
-            )
+            append_telemetry(payload, origin, delivery, self.arrival(), &arena, &mut part.batch)
         };
         match appended {
             Ok(records) => {
@@ -332,7 +323,6 @@ impl Door {
         children: &hashbrown::HashMap<DeviceId, Result<Child, Fault>>,
     ) -> (Vec<Part>, Vec<Fault>) {
         let arena = Bump::new();
-        let mut encoder = Encoder::default();
         let mut parts: Vec<Part> = Vec::new();
         let mut faults = Vec::new();
         for (raw, line) in self.reader(precision, &arena).lines(text) {
@@ -348,15 +338,7 @@ impl Door {
                     let part = self.part_in(&mut parts, Topic::Telemetry, origin.device, Class::Telemetry);
                     let entries = std::iter::once(entry).collect();
                     let arrival = self.arrival();
-                    append_entries(
-                        entries,
-                        &[],
-                        origin,
-                        Delivery::Plain,
-                        arrival,
-                        &mut encoder,
-                        &mut part.batch,
-                    );
+                    append_entries(entries, &[], origin, Delivery::Plain, arrival, &mut part.batch);
                 }
                 Err(fault) => {
                     let refused = Refused {

@@ -4,7 +4,7 @@ use bumpalo::Bump;
 use dunlin_journal::Batch;
 use dunlin_model::{
     Event, EventKind, MessageId, Record, RejectReason, Rejected, TimePolicy, Timestamp,
-    avro::{Datum, Encoder},
+    avro::{self, Datum},
     limits::REJECTED_BYTES_MAX,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -71,13 +71,12 @@ pub fn append_telemetry(
     origin: Origin<'_>,
     delivery: Delivery,
     arrival: Arrival<'_>,
-    encoder: &mut Encoder,
     arena: &Bump,
     batch: &mut Batch,
 ) -> Result<usize, Fault> {
     let entries = decode::decode(payload, arena)?;
     let records = entries.len();
-    append_entries(entries, payload, origin, delivery, arrival, encoder, batch);
+    append_entries(entries, payload, origin, delivery, arrival, batch);
     Ok(records)
 }
 
@@ -87,7 +86,6 @@ pub(crate) fn append_entries<'a>(
     origin: Origin<'a>,
     delivery: Delivery,
     arrival: Arrival<'_>,
-    encoder: &mut Encoder,
     batch: &mut Batch,
 ) {
     let records = entries.len();
@@ -104,7 +102,7 @@ pub(crate) fn append_entries<'a>(
             time_source,
             readings: entry.readings,
         };
-        batch.push_with(|out| encoder.encode(&record, out));
+        batch.push_with(|out| avro::encode(&record, out));
     }
 }
 

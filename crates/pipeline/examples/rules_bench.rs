@@ -4,10 +4,7 @@
 use std::{env, time::Instant};
 
 use dunlin_journal::Offset;
-use dunlin_model::{
-    MessageId, Reading, Readings, Record, TimeSource, Timestamp, ValueRef,
-    avro::{self, Encoder},
-};
+use dunlin_model::{MessageId, Reading, Readings, Record, TimeSource, Timestamp, ValueRef, avro};
 use dunlin_pipeline::{Limits, RuleSet, engine::Engine};
 
 fn main() {
@@ -18,7 +15,7 @@ fn main() {
     let rules = "[[rule]]\nname = \"hot\"\nwhen = \"avg(temperature) over 1m > 80 for 2m, clear below 75\"\n";
     let rules = RuleSet::parse(rules, "bench").expect("a rule");
 
-    let (mut encoder, mut bytes, mut ends) = (Encoder::default(), Vec::new(), Vec::new());
+    let (mut bytes, mut ends) = (Vec::new(), Vec::new());
     for n in 0..records {
         let time = Timestamp::from_micros((1_700_000_000 + n / devices) as i64 * 1_000_000);
         let reading = |metric, value| Reading { metric, value: ValueRef::F64(value) };
@@ -37,7 +34,7 @@ fn main() {
                 reading("battery", 3.7),
             ]),
         };
-        encoder.encode(&record, &mut bytes);
+        avro::encode(&record, &mut bytes);
         ends.push(bytes.len());
     }
     let each = |mut work: Box<dyn FnMut(Record<'_>, Offset) + '_>| {

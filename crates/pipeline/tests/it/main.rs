@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use dunlin_journal::{Batch, Entries, Journal, MemoryJournal, Offset, Partition, Topic};
 use dunlin_model::{
     AlertTransition, Clock, MessageId, Reading, Readings, Record, TimeSource, Timestamp, ValueRef,
-    avro::{Datum, Encoder},
+    avro::{self, Datum},
 };
 
 const TELEMETRY: Partition = Partition { topic: Topic::Telemetry, index: 0 };
@@ -41,9 +41,9 @@ fn reading(device: &str, seconds: i64, value: f64) -> Record<'_> {
 }
 
 async fn append(journal: &MemoryJournal, records: &[Record<'_>]) {
-    let (mut encoder, mut batch) = (Encoder::default(), Batch::default());
+    let mut batch = Batch::default();
     for record in records {
-        batch.push_with(|out| encoder.encode(record, out));
+        batch.push_with(|out| avro::encode(record, out));
     }
     journal.append(TELEMETRY, batch).await.unwrap();
 }
