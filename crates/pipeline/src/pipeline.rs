@@ -30,6 +30,8 @@ use crate::{
     engine::{Engine, Fate, State},
 };
 
+/// Records behind at which the rules go on at once; fewer gather first.
+const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
 const CONSUMER: &str = "pipeline";
 /// How far a tick stays behind the clock: a record on its way into the journal must not be older than it.
@@ -222,8 +224,6 @@ impl Rules {
             match self.journal.read(self.at, self.position, self.config.chunk_bytes).await {
                 Ok(entries) => {
                     backoff = Backoff::default();
-                    let whole =
-                        entries.iter().map(Entries::size_bytes).sum::<usize>() >= self.config.chunk_bytes;
                     self.evaluate(&mut engine, &entries, stop).await?;
                     if tick_due.is_due() && self.is_at_end() {
                         self.tick(&mut engine, stop).await?;
@@ -232,7 +232,7 @@ impl Rules {
                     if self.checkpoint_due.is_due() {
                         self.checkpoint(&engine).await;
                     }
-                    if !whole {
+                    if self.lag() < WORTH_A_ROUND {
                         self.wait_for_news(&mut progress, stop).await;
                     }
                 }
@@ -410,6 +410,9 @@ impl Rules {
     /// News gather for a moment, so that a busy journal is read in large stretches.
     async fn wait_for_news(&self, progress: &mut watch::Receiver<u64>, stop: &mut Stop) {
         stop.sleep(Duration::from_millis(self.config.gather_millis)).await;
+        if !self.is_at_end() {
+            return;
+        }
         let mut in_force = self.in_force.clone();
         tokio::select! {
             () = stop.asked() => {}
@@ -419,12 +422,17 @@ impl Rules {
         }
     }
 
+    /// Records in the journal that are not evaluated yet.
+    fn lag(&self) -> u64 {
+        self.journal.extent(self.at).next.0.saturating_sub(self.position.0)
+    }
+
     fn is_at_end(&self) -> bool {
-        self.position >= self.journal.extent(self.at).next
+        self.lag() == 0
     }
 
     fn show(&self, engine: &Engine, stalled: Option<String>) {
-        let lag = self.journal.extent(self.at).next.0.saturating_sub(self.position.0);
+        let lag = self.lag();
         let mut shown = lock(&self.shown);
         shown.position = self.position;
         shown.lag = lag;

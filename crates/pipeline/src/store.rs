@@ -28,6 +28,8 @@ use crate::{
     copies::{RECORDS_MAX, device_hash},
 };
 
+/// Records behind at which the writer goes on at once; fewer gather first.
+const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
 const CONSUMER: &str = "store";
 
@@ -179,16 +181,16 @@ impl Writer {
             let last_round = stop.is_asked();
             progress.mark_unchanged();
             match self.round().await {
-                Ok(moved) => {
+                Ok(()) => {
                     backoff = Backoff::default();
                     self.show(None);
                     if self.commit_due.is_due() || last_round {
                         self.commit().await;
                     }
-                    match (moved, last_round) {
-                        (true, _) => {}
-                        (false, true) => return,
-                        (false, false) => self.wait_for_news(&mut progress, &mut stop).await,
+                    match (self.lag(), last_round) {
+                        (0, true) => return,
+                        (_, true) | (WORTH_A_ROUND.., false) => {}
+                        (_, false) => self.wait_for_news(&mut progress, &mut stop).await,
                     }
                 }
                 Err(Failed(reason)) => {
@@ -206,14 +208,12 @@ impl Writer {
         }
     }
 
-    /// One chunk of every partition. True if there is more to read at once.
-    async fn round(&mut self) -> Result<bool, Failed> {
-        let mut more = false;
+    /// One chunk of every partition.
+    async fn round(&mut self) -> Result<(), Failed> {
         for n in 0..self.partitions.len() {
             let Place { at, position, .. } = self.partitions[n];
             match self.journal.read(at, position, self.config.chunk_bytes).await {
                 Ok(entries) => {
-                    more |= entries.iter().map(Entries::size_bytes).sum::<usize>() >= self.config.chunk_bytes;
                     self.write(n, &entries).await?;
                 }
                 Err(ReadError::Gone { oldest, .. }) => {
@@ -224,7 +224,13 @@ impl Writer {
                 Err(error) => return Err(Failed(chain(&error))),
             }
         }
-        Ok(more)
+        Ok(())
+    }
+
+    /// Records in the journal that the store has not seen.
+    fn lag(&self) -> u64 {
+        let of = |p: &Place| self.journal.extent(p.at).next.0.saturating_sub(p.position.0);
+        self.partitions.iter().map(of).sum()
     }
 
     async fn write(&mut self, n: usize, entries: &[Entries]) -> Result<(), Failed> {
@@ -330,6 +336,9 @@ impl Writer {
 
     async fn wait_for_news(&self, progress: &mut tokio::sync::watch::Receiver<u64>, stop: &mut Stop) {
         stop.sleep(Duration::from_millis(self.config.gather_millis)).await;
+        if self.lag() > 0 {
+            return;
+        }
         tokio::select! {
             () = stop.asked() => {}
             _ = progress.changed() => {}
