@@ -24,7 +24,7 @@ cat <<EOF
 
   A device of your own:
 
-    TOKEN=\$(dunlin device add pump-1)
+    TOKEN=\$(dunlin device add pump-1 --type pump)
     mosquitto_pub -h ${mqtt%:*} -p ${mqtt##*:} -u \$TOKEN -t v1/telemetry -q 1 -m '{"temperature": 21.5}'
 
   API http://$http   metrics http://$http/metrics   rules $data/rules   stop with Ctrl-C
