@@ -95,9 +95,12 @@ impl<'a> Place<'a> {
 
     fn syntax(&self, error: &serde_json::Error) -> Fault {
         let words = error.to_string();
-        match words.starts_with("number out of range") {
-            true => Fault::new(RejectReason::InvalidValue, self.path(), "a number that is not finite"),
-            false => Fault::new(RejectReason::PayloadFormat, "", words),
+        if words.starts_with("number out of range") {
+            Fault::new(RejectReason::InvalidValue, self.path(), "a number that is not finite")
+        } else if error.is_data() && !self.key.get().is_empty() {
+            Fault::new(RejectReason::InvalidValue, self.path(), words)
+        } else {
+            Fault::new(RejectReason::PayloadFormat, "", words)
         }
     }
 
@@ -181,13 +184,11 @@ impl<'a> Visitor<'a> for One<'_, 'a> {
                 "ts" => device_time = Some(place.time(map.next_value_seed(Scalar(place))?)?),
                 "id" if id.is_some() => return Err(place.fail("given twice")),
                 "id" => id = Some(map.next_value_seed(Scalar(place))?),
-                "values" if !wrapped => {
-                    match map.next_value_seed(Values { place, readings: &mut readings, plain })? {
-                        None => wrapped = true,
-                        Some(_) => {
-                            return Err(place.fail("readings are expected, an object of metric and value"));
-                        }
-                    }
+                "values" if plain => return Err(place.fail("an object beside plain readings")),
+                "values" if wrapped => return Err(place.fail("given twice")),
+                "values" => {
+                    wrapped = true;
+                    map.next_value_seed(Values { place, readings: &mut readings })?;
                 }
                 _ if wrapped => return Err(place.fail("beside `values`; put it inside")),
                 _ => {
@@ -283,33 +284,29 @@ fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"')
 }
 
-/// The inside of `values`: readings if it is an object (then `None`), else the value of a metric of that name.
+/// The inside of `values`.
 struct Values<'p, 'r, 'a> {
     place: &'p Place<'a>,
     readings: &'r mut Readings<'a>,
-    plain: bool,
 }
 
 impl<'a> DeserializeSeed<'a> for Values<'_, '_, 'a> {
-    type Value = Option<ValueRef<'a>>;
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'a>>(self, d: D) -> Result<Self::Value, D::Error> {
-        d.deserialize_any(self)
+    fn deserialize<D: Deserializer<'a>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
     }
 }
 
 impl<'a> Visitor<'a> for Values<'_, '_, 'a> {
-    type Value = Option<ValueRef<'a>>;
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of readings")
+        f.write_str("an object of metric and value")
     }
 
-    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
         let place = self.place;
-        if self.plain {
-            return Err(place.fail("an object beside plain readings"));
-        }
         place.within.set("values");
         while let Some(key) = map.next_key_seed(Key(place))? {
             place.key.set(key);
@@ -318,31 +315,7 @@ impl<'a> Visitor<'a> for Values<'_, '_, 'a> {
         }
         place.distinct(self.readings)?;
         place.within.set("");
-        Ok(None)
-    }
-
-    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_bool(v).map(Some)
-    }
-
-    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_i64(v).map(Some)
-    }
-
-    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_u64(v).map(Some)
-    }
-
-    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_f64(v).map(Some)
-    }
-
-    fn visit_borrowed_str<E: de::Error>(self, v: &'a str) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_borrowed_str(v).map(Some)
-    }
-
-    fn visit_str<E: de::Error>(self, v: &str) -> Result<Self::Value, E> {
-        Scalar(self.place).visit_str(v).map(Some)
+        Ok(())
     }
 }
 

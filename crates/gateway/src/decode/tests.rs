@@ -43,7 +43,11 @@ fn wrapped_readings() {
     check(r#"{"ts": 1, "values": {"a": 1}}"#, "@1000 a=I64(1)");
     check(r#"{"values": {"a": 1}, "id": "x"}"#, "#a=I64(1)");
     check(r#"{"id": 9, "ts": 5, "values": {"id": 1, "ts": 2}}"#, "#@5000 id=I64(1),ts=I64(2)");
-    check(r#"{"values": 7}"#, "invalid_value: values: readings are expected, an object of metric and value");
+    check(
+        r#"{"values": 7}"#,
+        "invalid_value: values: invalid type: integer `7`, expected an object of metric and value at line 1 column 12",
+    );
+    check(r#"{"values": {"a": 1}, "values": {"b": 1}}"#, "invalid_value: values: given twice");
     check(r#"{"values": {"a": 1}, "b": 2}"#, "invalid_value: b: beside `values`; put it inside");
     check(r#"{"b": 2, "values": {"a": 1}}"#, "invalid_value: values: an object beside plain readings");
     check(r#"{"values": {"a": 1}, "id": true}"#, "invalid_value: id: a message id is a text or an integer");
