@@ -59,7 +59,7 @@ impl Channel {
                     .body(notification.body.clone())
                     .send()
                     .await
-                    .map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?;
+                    .map_err(|error| SendError::NoAnswer(dunlin_model::chain(&error.without_url())))?;
                 match answer.status() {
                     status if status.is_success() => Ok(()),
                     status => Err(SendError::Refused(status)),

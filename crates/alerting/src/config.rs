@@ -9,7 +9,14 @@ pub struct Config {
     pub retry: Retry,
     /// Everybody in this list hears of every alert that fires or resolves.
     pub channel: Vec<ChannelConfig>,
+    /// How long ended alerts and sent notifications are kept. A replay of older records would tell people again.
+    pub keep_seconds: u64,
 }
+
+/// 400 days: last year's alerts can be compared with this year's.
+const KEEP_SECONDS: u64 = 400 * 86_400;
+/// Longer than this is a mistake.
+const KEEP_SECONDS_MAX: u64 = 100 * 365 * 86_400;
 
 /// A channel; its name is unique.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,7 +57,7 @@ pub struct Retry {
 impl Default for Config {
     fn default() -> Self {
         let log = ChannelConfig::Log { name: "log".into() };
-        Self { retry: Retry::default(), channel: vec![log] }
+        Self { retry: Retry::default(), channel: vec![log], keep_seconds: KEEP_SECONDS }
     }
 }
 
@@ -68,10 +75,15 @@ pub enum InvalidConfig {
     Url { channel: String, url: String },
     #[error("alerting.retry.attempts_max must be at least 1")]
     NoAttempts,
+    #[error("alerting.keep_seconds is at most {KEEP_SECONDS_MAX}, a hundred years")]
+    KeepTooLong,
 }
 
 impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
+        if self.keep_seconds > KEEP_SECONDS_MAX {
+            return Err(InvalidConfig::KeepTooLong);
+        }
         let mut names = BTreeSet::new();
         for channel in &self.channel {
             if !names.insert(channel.name()) {

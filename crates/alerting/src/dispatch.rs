@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use dunlin_model::{AlertTransition, Clock};
+use dunlin_model::{AlertTransition, Clock, chain};
 use dunlin_registry::{Notification, Registry, RegistryError};
 use tokio::sync::{Notify, watch};
 use xxhash_rust::xxh3::xxh3_64;
@@ -44,16 +44,30 @@ pub(crate) fn body(t: &AlertTransition) -> String {
 
 impl Dispatcher {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        while !*stop.borrow() {
+        // A sending that is cut off is repeated by the next start, with the same key.
+        let stopped = async {
+            let _ended = stop.wait_for(|stop| *stop).await;
+        };
+        tokio::select! {
+            () = stopped => {}
+            () = self.serve() => {}
+        }
+    }
+
+    async fn serve(&self) {
+        loop {
             let pause = match self.send_due().await {
                 Ok(pause) => pause,
                 Err(error) => {
-                    tracing::error!(channel = self.channel.name(), %error, "notifications wait");
+                    tracing::error!(
+                        channel = self.channel.name(),
+                        error = chain(&error),
+                        "notifications wait"
+                    );
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
             tokio::select! {
-                _ = stop.changed() => return,
                 _ = self.wake.notified() => {}
                 _ = pause_of(pause) => {}
             }

@@ -1,8 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
-use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
-use dunlin_model::{AlertTransition, avro::Datum};
-use dunlin_registry::{Registry, RegistryError};
+use dunlin_journal::{Entries, Extent, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{AlertTransition, avro::Datum, chain};
+use dunlin_registry::{AppliedAlerts, Registry, RegistryError};
 use tokio::sync::{Notify, watch};
 
 use crate::{CONSUMER, dispatch::body, metrics::Metrics};
@@ -31,15 +31,15 @@ impl Follower {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         let at = Partition::new(Topic::Alerts, 0);
         let mut progress = self.journal.progress();
+        let mut known = None;
         while !*stop.borrow() {
             // Seen before the look, so that what comes during the look wakes us after it.
             progress.borrow_and_update();
-            let pause = match self.step(at).await {
+            let pause = match self.step(at, &mut known).await {
                 Ok(true) => continue,
                 Ok(false) => None,
                 Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::error!(%error, cause, "alerts wait");
+                    tracing::error!(error = chain(&error), "alerts wait");
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
@@ -50,10 +50,17 @@ impl Follower {
         }
     }
 
-    /// One stretch of the topic; false if there is nothing new.
-    async fn step(&self, at: Partition) -> Result<bool, FollowError> {
-        let oldest = self.journal.extent(at).oldest;
-        let from = self.registry.position(CONSUMER, at.index).await?.map_or(oldest, Offset);
+    /// One stretch of the topic; false if there is nothing new. `known` is the position as the registry has it: the
+    /// journal moves with every message of every device, and nobody need be asked for each.
+    async fn step(&self, at: Partition, known: &mut Option<Offset>) -> Result<bool, FollowError> {
+        let extent = self.journal.extent(at);
+        let from = match *known {
+            Some(from) => from,
+            None => *known.insert(self.resume(at, extent).await?),
+        };
+        if from >= extent.next {
+            return Ok(false);
+        }
         let entries = match self.journal.read(at, from, READ_BYTES_MAX).await {
             Err(ReadError::Gone { oldest, .. }) => {
                 tracing::error!(%from, %oldest, "alert transitions were deleted before they were read");
@@ -62,10 +69,9 @@ impl Follower {
             read => read?,
         };
         let Some(next) = entries.last().map(Entries::next) else { return Ok(false) };
-        let transitions = self.decode(&entries);
-        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
-        let applied =
-            self.registry.apply_alerts(CONSUMER, at.index, &transitions, next.0, &names, body).await?;
+        *known = None; // Until the registry has the new one.
+        let applied = self.apply(at, &self.decode(&entries), next).await?;
+        *known = Some(next);
         self.metrics.transitions.inc_by(applied.transitions);
         self.metrics.position.set(next.0 as i64);
         if applied.notifications > 0 {
@@ -77,13 +83,54 @@ impl Follower {
         Ok(true)
     }
 
+    /// Where an earlier run has got to.
+    async fn resume(&self, at: Partition, extent: Extent) -> Result<Offset, RegistryError> {
+        let position = self.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
+        if position > extent.next {
+            tracing::error!(%position, end = %extent.next, "the journal is not the one that alerting has read; it goes on at its end");
+            return Ok(extent.next);
+        }
+        Ok(position)
+    }
+
+    /// All at once; if one of them is at fault, one by one without it, so that it blocks nobody.
+    async fn apply(
+        &self,
+        at: Partition,
+        transitions: &[AlertTransition],
+        next: Offset,
+    ) -> Result<AppliedAlerts, RegistryError> {
+        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
+        let apply = async |some: &[AlertTransition], next: Offset| {
+            self.registry.apply_alerts(CONSUMER, at.index, some, next.0, &names, body).await
+        };
+        match apply(transitions, next).await {
+            Err(error) if error.is_of_the_data() => {}
+            outcome => return outcome,
+        }
+        let mut all = AppliedAlerts::default();
+        let before = self.registry.position(CONSUMER, at.index).await?.map_or(Offset::ZERO, Offset);
+        for transition in transitions {
+            match apply(std::slice::from_ref(transition), before).await {
+                Ok(applied) => all += applied,
+                Err(error) if error.is_of_the_data() => {
+                    self.metrics.unusable.inc();
+                    tracing::error!(?transition, error = chain(&error), "alert transition skipped");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        all += apply(&[], next).await?;
+        Ok(all)
+    }
+
     fn decode(&self, entries: &[Entries]) -> Vec<AlertTransition> {
         let mut transitions = Vec::new();
         for entry in entries.iter().flat_map(Entries::iter) {
             match AlertTransition::decode(entry.bytes) {
                 Ok(transition) => transitions.push(transition),
                 Err(error) => {
-                    self.metrics.undecodable.inc();
+                    self.metrics.unusable.inc();
                     tracing::error!(offset = %entry.offset, %error, "alert transition skipped");
                 }
             }

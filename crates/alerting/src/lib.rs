@@ -10,11 +10,11 @@ mod dispatch; // from the registry to people
 mod follow; // from the topic into the registry
 mod metrics;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use config::{ChannelConfig, Config, InvalidConfig, Retry};
 use dunlin_journal::Journal;
-use dunlin_model::Clock;
+use dunlin_model::{Clock, chain};
 use dunlin_registry::Registry;
 use tokio::{
     sync::{Notify, watch},
@@ -68,14 +68,30 @@ impl Alerting {
             };
             tasks.spawn(dispatcher.run(stopped.clone()));
         }
+        tasks.spawn(trim(registry.clone(), clock, Duration::from_secs(config.keep_seconds), stopped.clone()));
         let follower = Follower { journal, registry, channels: queued, metrics };
         tasks.spawn(follower.run(stopped));
         Ok(Self { stop, tasks })
     }
 
-    /// Ends after what is being applied or sent. What waits is sent by the next start.
+    /// Ends after what is being applied. What waits or is cut off is sent by the next start.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+const TRIM_EVERY: Duration = Duration::from_secs(3600);
+
+/// Forgets, now and then, what ended long ago.
+async fn trim(registry: Registry, clock: Clock, keep: Duration, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        if let Err(error) = registry.trim_alerts(clock.now() - keep).await {
+            tracing::warn!(error = chain(&error), "old alerts are not trimmed");
+        }
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = tokio::time::sleep(TRIM_EVERY) => {}
+        }
     }
 }

@@ -36,13 +36,7 @@ impl Problem {
     }
 
     fn internal(error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        tracing::error!(error = text, "request failed");
+        tracing::error!(error = dunlin_model::chain(error), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")
     }
 }

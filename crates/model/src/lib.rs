@@ -6,17 +6,20 @@ mod record; // one device message
 mod rejected; // a message that was refused
 mod value; // what a reading holds
 
-mod clock;
 mod names; // tenants, devices, device types, metrics
-mod time; // microseconds since 1970, UTC // where the time comes from
+mod time; // microseconds since 1970, UTC
 
+mod clock; // where the time comes from
 mod event_time; // which clock a record is filed under
 mod slot; // device -> slot -> partition
+
+mod cause; // an error in words
 
 pub mod avro; // all of these on the wire and on disk
 pub mod limits;
 
 pub use alert::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
+pub use cause::chain;
 pub use clock::Clock;
 pub use event::{Event, EventKind};
 pub use event_time::{TimePolicy, TimeSource};

@@ -17,6 +17,7 @@ use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topi
 use dunlin_model::{
     AlertTransition, Clock, Record, RejectReason, Rejected,
     avro::{self, Datum},
+    chain,
     limits::REJECTED_BYTES_MAX,
 };
 use metrics::Metrics;
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 
 use crate::{
     Account, Limits, RuleSet, checkpoint,
-    consumer::{Backoff, Every, Stop, Worker, chain},
+    consumer::{Backoff, Every, Stop, Worker},
     engine::{Engine, Fate, State},
 };
 

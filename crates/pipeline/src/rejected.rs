@@ -9,11 +9,11 @@ use std::{
 };
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
-use dunlin_model::{RejectReason, Rejected, avro::Datum};
+use dunlin_model::{RejectReason, Rejected, avro::Datum, chain};
 
 use crate::{
     StartError, checkpoint,
-    consumer::{Backoff, Every, Stop, Worker, chain},
+    consumer::{Backoff, Every, Stop, Worker},
 };
 
 /// Under which the journal knows the position.

@@ -13,6 +13,7 @@ use dunlin_journal::{Batch, Entries, Entry, Journal, Offset, Partition, ReadErro
 use dunlin_model::{
     Clock, RejectReason, Rejected,
     avro::{self, Datum},
+    chain,
     limits::REJECTED_BYTES_MAX,
 };
 use dunlin_tsdb::{StoredRecord, Tsdb, Write};
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     RecentIds, StartError,
-    consumer::{Backoff, Every, Stop, Worker, chain},
+    consumer::{Backoff, Every, Stop, Worker},
     copies::{RECORDS_MAX, device_hash},
 };
 

@@ -47,6 +47,23 @@ pub struct AppliedAlerts {
     pub notifications: u64,
 }
 
+impl std::ops::AddAssign for AppliedAlerts {
+    fn add_assign(&mut self, other: Self) {
+        self.transitions += other.transitions;
+        self.notifications += other.notifications;
+    }
+}
+
+/// Due on channel `$1`, and nothing of the same alert is due before it.
+macro_rules! of_the_front {
+    () => {
+        "channel = $1 AND state = 'due' AND NOT EXISTS (
+             SELECT 1 FROM notifications AS earlier
+             WHERE earlier.channel = n.channel AND earlier.subject = n.subject
+               AND earlier.state = 'due' AND earlier.number < n.number)"
+    };
+}
+
 type Row = (String, String, String, String, String, i64, Option<i64>, Option<i64>, f64, String);
 
 impl Registry {
@@ -127,16 +144,18 @@ impl Registry {
         Ok(count as u64)
     }
 
-    /// What is due on a channel, oldest first.
+    /// What is due on a channel, oldest first. Of one alert only the oldest: a receiver never hears the end of it
+    /// before its beginning.
     pub async fn due_notifications(
         &self,
         channel: &str,
         limit: u32,
     ) -> Result<Vec<Notification>, RegistryError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
-            "SELECT idempotency_key, body, attempts FROM notifications
-             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at LIMIT $3",
-        )
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(concat!(
+            "SELECT idempotency_key, body, attempts FROM notifications AS n WHERE ",
+            of_the_front!(),
+            " AND next_at <= $2 ORDER BY next_at, number LIMIT $3"
+        ))
         .bind(channel)
         .bind(self.clock.now().as_micros())
         .bind(i64::from(limit))
@@ -154,7 +173,7 @@ impl Registry {
     /// When the next notification of a channel is due; `None` if none waits.
     pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
         let (next_at,): (Option<i64>,) =
-            sqlx::query_as("SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state = 'due'")
+            sqlx::query_as(concat!("SELECT MIN(next_at) FROM notifications AS n WHERE ", of_the_front!()))
                 .bind(channel)
                 .fetch_one(&self.readers)
                 .await?;
@@ -201,10 +220,14 @@ impl Registry {
         Ok(rows.into_iter().map(|(state, count)| (state, count as u64)).collect())
     }
 
-    /// Forgets what was sent, and the transitions behind it, before `before`. A replay that starts earlier than
-    /// this would tell people again, so it is far longer than the journal's retention.
+    /// Forgets episodes that ended, what was sent, and the transitions behind it, before `before`. A replay that
+    /// starts earlier than this would tell people again, so it is far longer than the journal's retention.
     pub async fn trim_alerts(&self, before: Timestamp) -> Result<(), RegistryError> {
         let mut tx = self.writer.begin().await?;
+        sqlx::query("DELETE FROM alerts WHERE phase NOT IN ('pending', 'firing') AND updated_at < $1")
+            .bind(before.as_micros())
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM alert_transitions WHERE applied_at < $1")
             .bind(before.as_micros())
             .execute(&mut *tx)
@@ -315,8 +338,9 @@ async fn queue(
 ) -> Result<u64, RegistryError> {
     let inserted = sqlx::query(
         "INSERT INTO notifications
-             (idempotency_key, channel, body, state, attempts, next_at, last_error, created_at)
-         SELECT $1, $2, $3, CASE WHEN q.is_full THEN 'dead' ELSE 'due' END, 0, $4,
+             (number, idempotency_key, channel, subject, body, state, attempts, next_at, last_error, created_at)
+         SELECT (SELECT COALESCE(MAX(number), 0) + 1 FROM notifications), $1, $2, $6, $3,
+                CASE WHEN q.is_full THEN 'dead' ELSE 'due' END, 0, $4,
                 CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4
          FROM (SELECT COUNT(*) >= $5 AS is_full FROM notifications
                WHERE channel = $2 AND state = 'due') AS q
@@ -328,6 +352,7 @@ async fn queue(
     .bind(body)
     .bind(now)
     .bind(NOTIFICATIONS_DUE_MAX)
+    .bind(format!("{}/{}", t.tenant, t.fingerprint))
     .execute(tx)
     .await?;
     Ok(inserted.rows_affected())

@@ -44,6 +44,23 @@ pub enum RegistryError {
     NoRandomness,
 }
 
+impl RegistryError {
+    /// Whether the data is at fault, so that the same again would fail again.
+    pub fn is_of_the_data(&self) -> bool {
+        use sqlx::error::ErrorKind::{
+            CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation,
+        };
+        match self {
+            Self::Exists { .. } | Self::NotFound { .. } | Self::Damaged { .. } => true,
+            Self::Database(sqlx::Error::Database(error)) => matches!(
+                error.kind(),
+                CheckViolation | ForeignKeyViolation | NotNullViolation | UniqueViolation
+            ),
+            Self::Database(_) | Self::Migration(_) | Self::NoRandomness => false,
+        }
+    }
+}
+
 const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 

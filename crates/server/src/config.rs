@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::{DATA_DEFAULT, HTTP_DEFAULT, MQTT_DEFAULT, ServeArgs},
-    exit::{Failure, chain},
+    exit::Failure,
 };
 
 /// All settings. A file may say any of them; the command line wins over the file.
@@ -70,7 +70,7 @@ impl Config {
 
     /// Everything the types do not say. No port is open and no file is touched before this has passed.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        let invalid = |error: &dyn std::error::Error| Failure::Invalid(chain(error));
+        let invalid = |error: &dyn std::error::Error| Failure::Invalid(dunlin_model::chain(error));
         self.gateway.check().map_err(|e| invalid(&e))?;
         self.journal.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
@@ -91,7 +91,7 @@ impl Config {
     }
 
     pub(crate) fn to_toml(&self) -> Result<String, Failure> {
-        toml::to_string_pretty(self).map_err(|error| Failure::Failed(chain(&error)))
+        toml::to_string_pretty(self).map_err(|error| Failure::Failed(dunlin_model::chain(&error)))
     }
 }
 

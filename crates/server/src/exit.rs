@@ -31,23 +31,9 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error with all that caused it, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
-}
-
 /// Any error that ends a command with code 1.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Failed(chain(&error))
+        Self::Failed(dunlin_model::chain(&error))
     }
 }

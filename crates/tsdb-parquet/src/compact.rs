@@ -20,7 +20,7 @@ use arrow::{
     array::{AsArray, RecordBatch},
     datatypes::{SchemaRef, TimestampMicrosecondType},
 };
-use dunlin_model::Timestamp;
+use dunlin_model::{Timestamp, chain};
 use dunlin_tsdb::StoreError;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
@@ -29,7 +29,7 @@ use crate::{
     columns::schema_of,
     encode::{self, Effort, Label},
     files::{DataFile, FileEntry, PACKED, Partition, safe_name},
-    flush::{OLD_AFTER, chain},
+    flush::OLD_AFTER,
     manifest::{Manifest, TableEntry, TableKey},
     store::{Inner, lock},
 };

@@ -11,7 +11,7 @@ use std::{
 
 use arrow::array::{Array, StringViewArray};
 use dunlin_journal::{Offset, Partition as JournalPartition};
-use dunlin_model::{TenantId, Timestamp};
+use dunlin_model::{TenantId, Timestamp, chain};
 use dunlin_tsdb::{Counts, StoreError};
 
 use crate::{
@@ -104,7 +104,7 @@ fn wait(inner: &Inner, pause: Duration) -> Option<Vec<tokio::sync::oneshot::Send
 
 fn report(inner: &Inner, outcome: &Result<(), StoreError>) {
     let mut state = lock(&inner.state);
-    state.flush_error = outcome.as_ref().err().map(chain);
+    state.flush_error = outcome.as_ref().err().map(|error| chain(error));
     drop(state);
     inner.room.notify_all();
     if let Err(error) = outcome {
@@ -266,15 +266,4 @@ fn copy(error: &StoreError) -> StoreError {
         }
         StoreError::Engine { reason } => StoreError::Engine { reason: reason.clone() },
     }
-}
-
-/// The error and what it came from.
-pub(crate) fn chain(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -94,6 +94,10 @@ impl Lab {
     }
 
     async fn say(&self, device: &str, phase: AlertPhase) {
+        self.say_with(device, phase, 81.0).await;
+    }
+
+    async fn say_with(&self, device: &str, phase: AlertPhase, value: f64) {
         let fingerprint = Fingerprint::of("default", "hot", device);
         let since = Timestamp::from_micros(1_700_000_000_000_000);
         let transition = AlertTransition {
@@ -106,7 +110,7 @@ impl Lab {
             phase,
             at: since,
             since,
-            value: 81.0,
+            value,
             condition: "temperature > 80".into(),
         };
         let mut batch = Batch::default();
@@ -120,7 +124,11 @@ fn webhook(name: &str, url: String) -> ChannelConfig {
 }
 
 fn impatient(channel: Vec<ChannelConfig>) -> Config {
-    Config { retry: Retry { attempts_max: 50, pause_first_ms: 10, pause_longest_ms: 50 }, channel }
+    Config {
+        retry: Retry { attempts_max: 50, pause_first_ms: 10, pause_longest_ms: 50 },
+        channel,
+        ..Config::default()
+    }
 }
 
 #[tokio::test]
@@ -180,4 +188,53 @@ async fn a_record_that_is_no_transition_is_skipped() {
     lab.say("a", AlertPhase::Firing).await;
     assert_eq!(receiver.taken(1).await.len(), 1);
     alerting.stop().await;
+}
+
+#[tokio::test]
+async fn a_transition_that_cannot_be_kept_blocks_nobody() {
+    let lab = Lab::new().await;
+    let receiver = Arc::new(Receiver::default());
+    let config = impatient(vec![webhook("hook", receiver.clone().serve().await)]);
+    lab.say("a", AlertPhase::Firing).await;
+    lab.say_with("b", AlertPhase::Firing, f64::NAN).await; // SQL knows no NaN.
+    lab.say("c", AlertPhase::Firing).await;
+    let alerting = lab.start(&config);
+    assert_eq!(receiver.taken(2).await.len(), 2);
+    lab.say("d", AlertPhase::Firing).await;
+    assert_eq!(receiver.taken(3).await.len(), 3);
+    alerting.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_an_alert_is_not_heard_before_its_beginning() {
+    let lab = Lab::new().await;
+    let receiver = Arc::new(Receiver { refuse_first: 3, ..Receiver::default() });
+    let config = impatient(vec![webhook("hook", receiver.clone().serve().await)]);
+    lab.say("a", AlertPhase::Firing).await;
+    lab.say("a", AlertPhase::Resolved).await;
+    let alerting = lab.start(&config);
+    let heard = receiver.taken(2).await;
+    alerting.stop().await;
+    let firing = TransitionId::of(
+        Fingerprint::of("default", "hot", "a"),
+        AlertPhase::Firing,
+        Timestamp::from_micros(1_700_000_000_000_000),
+    );
+    assert_eq!(heard[0], format!("{firing}-hook"));
+}
+
+#[tokio::test]
+async fn a_receiver_that_never_answers_does_not_hold_up_the_stop() {
+    let lab = Lab::new().await;
+    let receiver = Arc::new(Receiver { hang_until: u64::MAX, ..Receiver::default() });
+    let url = receiver.clone().serve().await;
+    let hook = ChannelConfig::Webhook { name: "hook".into(), url, timeout_seconds: 3_600 };
+    let alerting = lab.start(&impatient(vec![hook]));
+    for device in ["a", "b", "c"] {
+        lab.say(device, AlertPhase::Firing).await;
+    }
+    while receiver.asked.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::timeout(Duration::from_secs(60), alerting.stop()).await.expect("alerting ends");
 }

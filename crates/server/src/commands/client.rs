@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     cli::{DATA_DEFAULT, Server},
-    exit::{Failure, chain},
+    exit::Failure,
 };
 
 /// The server's API, as the user of a token.
@@ -81,11 +81,9 @@ impl Client {
     }
 
     async fn ask(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        request
-            .bearer_auth(&self.token)
-            .send()
-            .await
-            .map_err(|error| Failure::NoServer(format!("no answer from {}: {}", self.url, chain(&error))))
+        request.bearer_auth(&self.token).send().await.map_err(|error| {
+            Failure::NoServer(format!("no answer from {}: {}", self.url, dunlin_model::chain(&error)))
+        })
     }
 
     async fn accept(&self, response: Response) -> Result<Response, Failure> {

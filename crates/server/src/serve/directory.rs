@@ -1,11 +1,9 @@
 //! The gateway's question "who is this?", answered by the registry.
 
 use dunlin_gateway::{Admitted, Denied, Directory};
-use dunlin_model::{DeviceId, DeviceType};
+use dunlin_model::{DeviceId, DeviceType, chain};
 use dunlin_registry::{Device, Registry, RegistryError};
 use futures::future::BoxFuture;
-
-use crate::exit::chain;
 
 #[derive(Debug)]
 pub(crate) struct RegistryDirectory(pub(crate) Registry);

@@ -11,7 +11,7 @@ use dunlin_console::Console;
 use dunlin_gateway::Gateway;
 use dunlin_journal::Journal;
 use dunlin_journal_disk::DiskJournal;
-use dunlin_model::Clock;
+use dunlin_model::{Clock, chain};
 use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
@@ -19,10 +19,7 @@ use prometheus_client::registry::Registry as Metrics;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{directory::RegistryDirectory, first_start, ledger::Ledger, platform::ServerPlatform};
-use crate::{
-    config::Config,
-    exit::{Failure, chain},
-};
+use crate::{config::Config, exit::Failure};
 
 /// Where clients come in. Taken before anything is opened, served after everything is.
 pub(crate) struct Doors {
@@ -139,13 +136,14 @@ impl Running {
 
     /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        self.http.stop().await?;
+        // Whatever does not end well, the rest is still closed.
+        let http = self.http.stop().await;
         self.gateway.stop().await;
         self.alerting.stop().await;
         self.pipeline.stop().await;
         self.writer.stop().await;
         self.rejected.stop().await;
-        self.stores.close().await
+        self.stores.close().await.and(http)
     }
 }
 

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dunlin-load: {}", chain(error.as_ref()));
+            eprintln!("dunlin-load: {}", dunlin_model::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -193,15 +193,4 @@ fn print_table(report: &Report) {
         "               {:>10.1} {:>10.1} {:>10.1} {:>10.1} {:>10.1}",
         latency.p50, latency.p90, latency.p99, latency.p999, latency.max
     );
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += ": ";
-        text += &error.to_string();
-        source = error.source();
-    }
-    text
 }
