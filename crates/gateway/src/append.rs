@@ -16,8 +16,9 @@ use std::{
 };
 
 use bumpalo::Bump;
-use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
+use dunlin_journal::{AppendError, Appended, Batch, Journal, Partition, Topic};
 use dunlin_model::{Clock, Slot, TimePolicy, Timestamp};
+use futures::future::BoxFuture;
 use ntex::{channel::condition::Condition, task::LocalWaker};
 use smallvec::SmallVec;
 
@@ -25,12 +26,13 @@ use crate::{
     account::{Class, TenantAccount},
     connection::Connection,
     decode::Fault,
+    logs::LogBudget,
     metrics::Metrics,
     record::{Arrival, Delivery, Origin, append_telemetry},
 };
 
 /// An open batch of this size is closed, and the next one begun.
-const BATCH_BYTES_TARGET: usize = 1 << 20;
+pub(crate) const BATCH_BYTES_TARGET: usize = 1 << 20;
 /// Appends of one worker that may be under way in one partition: one that is being written, one that waits for it.
 const LANE_APPENDS_MAX: usize = 2;
 /// What the arena of escaped strings may keep between messages.
@@ -45,6 +47,7 @@ pub(crate) struct Appender {
     clock: Clock,
     policy: TimePolicy,
     metrics: Arc<Metrics>,
+    logs: Rc<LogBudget>,
     lanes: RefCell<Box<[LaneState]>>,
     arena: RefCell<Bump>,
     turn: Cell<Option<Timestamp>>,
@@ -67,6 +70,15 @@ struct LaneState {
 #[derive(Default)]
 struct Open {
     batch: Batch,
+    waiting: Vec<Waiting>,
+    tallies: SmallVec<[Tally; 2]>,
+}
+
+/// An append that the journal has not answered yet.
+struct UnderWay {
+    lane: usize,
+    at: Partition,
+    bytes: usize,
     waiting: Vec<Waiting>,
     tallies: SmallVec<[Tally; 2]>,
 }
@@ -94,6 +106,7 @@ impl Appender {
         policy: TimePolicy,
         inflight_bytes_max: usize,
         metrics: Arc<Metrics>,
+        logs: Rc<LogBudget>,
     ) -> Self {
         let lanes = TOPICS
             .into_iter()
@@ -105,6 +118,7 @@ impl Appender {
             clock,
             policy,
             metrics,
+            logs,
             lanes: RefCell::new(lanes),
             arena: RefCell::new(Bump::new()),
             turn: Cell::new(None),
@@ -242,22 +256,32 @@ impl Appender {
                 lane.appends += 1;
                 let at = lane.at;
                 let appender = self.clone();
-                ntex::rt::spawn(async move { appender.append(index, at, open).await });
+                let Open { batch, waiting, tallies } = open;
+                let bytes = batch.size_bytes();
+                for tally in &tallies {
+                    tally.account.received(tally.records);
+                }
+                // The order of these calls is the order in the log; only the answers are awaited elsewhere.
+                let appending = self.journal.append(at, batch);
+                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies };
+                ntex::rt::spawn(async move { appender.answer(under_way, appending).await });
             }
         }
     }
 
-    async fn append(self: Rc<Self>, lane: usize, at: Partition, open: Open) {
-        let Open { batch, waiting, tallies } = open;
-        let bytes = batch.size_bytes();
-        for tally in &tallies {
-            tally.account.received(tally.records);
-        }
+    async fn answer(
+        self: Rc<Self>,
+        under_way: UnderWay,
+        appending: BoxFuture<'static, Result<Appended, AppendError>>,
+    ) {
+        let UnderWay { lane, at, bytes, waiting, tallies } = under_way;
         let began = Instant::now();
-        let outcome = self.journal.append(at, batch).await.map(drop);
+        let outcome = appending.await.map(drop);
         self.metrics.append_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics.payload_bytes.inc_by(bytes as u64);
-        if let Err(error) = &outcome {
+        if let Err(error) = &outcome
+            && self.logs.allow()
+        {
             tracing::error!(partition = %at, %error, "append failed, nothing of the batch is acknowledged");
         }
         for tally in &tallies {

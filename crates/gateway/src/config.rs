@@ -15,6 +15,8 @@ pub struct Config {
     pub message_bytes_max: usize,
     /// Bytes decoded and not yet durable, of all workers together; above it connections are not read.
     pub inflight_bytes_max: usize,
+    /// Bytes of HTTP requests that are being read or not yet durable; above it requests are refused with 503.
+    pub http_inflight_bytes_max: usize,
     /// How long a client may take for its CONNECT, and for the rest of a packet it has begun.
     pub handshake_seconds_max: u16,
     /// The longest keep-alive; also holds for clients that ask for none.
@@ -37,6 +39,7 @@ impl Default for Config {
             connection_inflight_max: 256,
             message_bytes_max: MESSAGE_BYTES_MAX,
             inflight_bytes_max: 64 << 20,
+            http_inflight_bytes_max: 64 << 20,
             handshake_seconds_max: 10,
             keepalive_seconds_max: 3_600,
             http_request_seconds_max: 30,
@@ -46,6 +49,9 @@ impl Default for Config {
         }
     }
 }
+
+/// More is a mistake.
+const HTTP_INFLIGHT_BYTES_MAX: usize = 1 << 40;
 
 /// A configuration that cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,11 +72,22 @@ impl Config {
             Self { keepalive_seconds_max: 0, .. } => wrong("keepalive_seconds_max", "at least 1"),
             Self { http_request_seconds_max: 0, .. } => wrong("http_request_seconds_max", "at least 1"),
             Self { inflight_bytes_max: 0, .. } => wrong("inflight_bytes_max", "at least 1"),
+            Self { message_bytes_max, http_inflight_bytes_max, .. }
+                if !(*message_bytes_max..=HTTP_INFLIGHT_BYTES_MAX).contains(http_inflight_bytes_max) =>
+            {
+                let must = format!("between message_bytes_max and {HTTP_INFLIGHT_BYTES_MAX}");
+                wrong("http_inflight_bytes_max", &must)
+            }
             Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
                 wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// What an HTTP request takes of `http_inflight_bytes_max`: its body, or the largest if it does not say.
+    pub(crate) fn room_of(&self, content_bytes: Option<usize>) -> u32 {
+        content_bytes.unwrap_or(self.message_bytes_max).min(self.message_bytes_max) as u32
     }
 
     pub(crate) fn worker_count(&self) -> usize {

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, Request, State, rejection::BytesRejection},
-    http::{HeaderMap, StatusCode, header},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -21,11 +21,13 @@ use dunlin_model::{
 };
 use problem::Problem;
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::decompression::RequestDecompressionLayer;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     account::{Class, TenantAccount},
+    append::BATCH_BYTES_TARGET,
     decode::Fault,
     directory::{Admitted, Denied},
     line_protocol::{Line, Precision, Reader},
@@ -66,20 +68,18 @@ async fn watch(State(shared): Gate, request: Request, next: Next) -> Response {
     response
 }
 
-async fn telemetry(State(shared): Gate, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let door = Door::open(&shared, &headers, &Parameters::default()).await?;
-    let payload = whole(&shared, body)?;
+async fn telemetry(door: Door, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let payload = door.whole(body)?;
     door.telemetry("/v1/telemetry", &headers, &payload, None).await
 }
 
 async fn child_telemetry(
-    State(shared): Gate,
+    door: Door,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let door = Door::open(&shared, &headers, &Parameters::default()).await?;
-    let payload = whole(&shared, body)?;
+    let payload = door.whole(body)?;
     let source = "/v1/d/{device}/telemetry";
     let child = match child_name(&name) {
         Ok(name) => door.child(name).await,
@@ -91,9 +91,8 @@ async fn child_telemetry(
     }
 }
 
-async fn events(State(shared): Gate, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let door = Door::open(&shared, &headers, &Parameters::default()).await?;
-    let payload = whole(&shared, body)?;
+async fn events(door: Door, body: Body) -> Result<Response, Problem> {
+    let payload = door.whole(body)?;
     let detail = match record::check_event(&payload) {
         Ok(detail) => detail,
         Err(fault) => return Err(door.reject("/v1/events", &payload, fault).await),
@@ -117,13 +116,12 @@ struct Parameters {
 
 /// Good lines are stored whatever the others are, because clients drop a batch that is answered with 400.
 async fn write_lines(
-    State(shared): Gate,
+    door: Door,
     Query(parameters): Query<Parameters>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let door = Door::open(&shared, &headers, &parameters).await?;
-    let payload = whole(&shared, body)?;
+    let payload = door.whole(body)?;
     const SOURCE: &str = "/api/v2/write";
     let Some(precision) = Precision::of(&parameters.precision) else {
         let fault = Fault::new(RejectReason::PayloadFormat, "precision", "one of ns, us, ms, s, m, h");
@@ -137,10 +135,11 @@ async fn write_lines(
         }
     };
     if text.lines().take(MESSAGE_RECORDS_MAX + 1).count() > MESSAGE_RECORDS_MAX {
-        return Err(Problem::too_large(format!("a request has at most {MESSAGE_RECORDS_MAX} lines")));
+        let what = format!("a request has at most {MESSAGE_RECORDS_MAX} lines");
+        return Err(door.reject(SOURCE, &payload, Fault::new(RejectReason::TooLarge, "", what)).await);
     }
     let children = door.children_of(text, precision).await?;
-    let (parts, faults) = door.lines(text, precision, &children);
+    let (parts, faults) = door.lines(text, precision, key_of(&headers), &children);
     let (good, bad) = (parts.iter().filter(|p| p.class == Class::Telemetry).count(), faults.len());
     door.append(parts).await?;
     match faults.into_iter().next() {
@@ -171,21 +170,19 @@ fn accepted(records: usize) -> Response {
     Json(serde_json::json!({ "accepted": records })).into_response()
 }
 
-fn whole(shared: &Shared, body: Body) -> Result<Bytes, Problem> {
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::too_large(format!("a message has at most {} bytes", shared.config.message_bytes_max))
-        }
-        _ => Problem::malformed(format!("the body could not be read: {rejection}")),
-    })
+/// What makes a request repeatable: its records are told apart by this and their place in the request.
+fn key_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get("idempotency-key").map(|key| xxh3_64(key.as_bytes()))
 }
 
-/// The request of a device that showed its credential.
+/// The request of a device that showed its credential. Its body is read only now, when there is room for it.
 struct Door {
     shared: Arc<Shared>,
     who: Admitted,
     account: Arc<TenantAccount>,
     received_at: Timestamp,
+    /// Held until all that the request brought is durable or refused.
+    room: Arc<OwnedSemaphorePermit>,
 }
 
 type Child = (DeviceId, DeviceType);
@@ -203,14 +200,15 @@ struct Part {
     class: Class,
 }
 
-impl Door {
-    async fn open(
-        shared: &Arc<Shared>,
-        headers: &HeaderMap,
-        parameters: &Parameters,
-    ) -> Result<Self, Problem> {
+impl FromRequestParts<Arc<Shared>> for Door {
+    type Rejection = Problem;
+
+    async fn from_request_parts(request: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Problem> {
+        let headers = &request.headers;
+        let parameters = Query::<Parameters>::try_from_uri(&request.uri)
+            .map_err(|e| Problem::malformed(format!("the query string: {e}")))?;
         let token =
-            token(headers, parameters).ok_or_else(|| Problem::unauthorized("no token in the request"))?;
+            token(headers, &parameters).ok_or_else(|| Problem::unauthorized("no token in the request"))?;
         let who = shared.directory.admit(token).await.map_err(|denied| match denied {
             Denied::Unavailable(reason) => {
                 tracing::error!(reason, "directory unavailable, request refused");
@@ -218,8 +216,34 @@ impl Door {
             }
             denied => Problem::unauthorized(denied.to_string()),
         })?;
+        let room = shared
+            .http_room
+            .clone()
+            .try_acquire_many_owned(shared.config.room_of(content_bytes(headers)))
+            .map_err(|_| Problem::unavailable("too many requests are under way"))?;
         let account = shared.books.accounts.of(&who.tenant);
-        Ok(Self { shared: shared.clone(), who, account, received_at: shared.clock.now() })
+        let (shared, received_at) = (shared.clone(), shared.clock.now());
+        Ok(Self { shared, who, account, received_at, room: Arc::new(room) })
+    }
+}
+
+/// What the body will be at most, if the client says so and it is not compressed.
+fn content_bytes(headers: &HeaderMap) -> Option<usize> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return None;
+    }
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl Door {
+    fn whole(&self, body: Body) -> Result<Bytes, Problem> {
+        body.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let max = self.shared.config.message_bytes_max;
+                Problem::too_large(format!("a message has at most {max} bytes"))
+            }
+            _ => Problem::malformed(format!("the body could not be read: {rejection}")),
+        })
     }
 
     async fn telemetry(
@@ -229,10 +253,7 @@ impl Door {
         payload: &[u8],
         child: Option<Child>,
     ) -> Result<Response, Problem> {
-        let delivery = match headers.get("idempotency-key") {
-            None => Delivery::Plain,
-            Some(key) => Delivery::Keyed(xxh3_64(key.as_bytes())),
-        };
+        let delivery = key_of(headers).map_or(Delivery::Plain, Delivery::Keyed);
         let origin = self.origin(child.as_ref());
         let mut part = self.part(Topic::Telemetry, origin.device, Class::Telemetry);
         let appended = {
@@ -320,12 +341,14 @@ impl Door {
         &self,
         text: &str,
         precision: Precision,
+        key: Option<u64>,
         children: &hashbrown::HashMap<DeviceId, Result<Child, Fault>>,
     ) -> (Vec<Part>, Vec<Fault>) {
         let arena = Bump::new();
         let mut parts: Vec<Part> = Vec::new();
         let mut faults = Vec::new();
-        for (raw, line) in self.reader(precision, &arena).lines(text) {
+        for (number, (raw, line)) in (0_u64..).zip(self.reader(precision, &arena).lines(text)) {
+            let delivery = key.map_or(Delivery::Plain, |key| Delivery::Keyed(key.wrapping_add(number)));
             let whose =
                 line.and_then(|Line { child, entry }| match child.and_then(|name| children.get(&name)) {
                     None => Ok((None, entry)),
@@ -338,7 +361,7 @@ impl Door {
                     let part = self.part_in(&mut parts, Topic::Telemetry, origin.device, Class::Telemetry);
                     let entries = std::iter::once(entry).collect();
                     let arrival = self.arrival();
-                    append_entries(entries, &[], origin, Delivery::Plain, arrival, &mut part.batch);
+                    append_entries(entries, &[], origin, delivery, arrival, &mut part.batch);
                 }
                 Err(fault) => {
                     let refused = Refused {
@@ -371,7 +394,8 @@ impl Door {
         class: Class,
     ) -> &'p mut Part {
         let new = self.part(topic, device, class);
-        let place = parts.iter().position(|p| p.at == new.at && p.class == class).unwrap_or_else(|| {
+        let open = |p: &Part| p.at == new.at && p.class == class && p.batch.size_bytes() < BATCH_BYTES_TARGET;
+        let place = parts.iter().rposition(open).unwrap_or_else(|| {
             parts.push(new);
             parts.len() - 1
         });
@@ -398,17 +422,25 @@ impl Door {
     /// Until all of it is durable. The appends go on if the client leaves, so that the account stays true.
     async fn append(&self, parts: Vec<Part>) -> Result<(), Problem> {
         let appends = parts.into_iter().filter(|part| !part.batch.is_empty()).map(|part| {
-            let append = append(self.shared.clone(), self.account.clone(), part);
+            let append = append(self.shared.clone(), self.account.clone(), part, self.room.clone());
             async { tokio::spawn(append).await.unwrap_or(Err(AppendError::Closed)) }
         });
         for outcome in futures::future::join_all(appends).await {
-            outcome.map_err(|error| Problem::unavailable(error.to_string()))?;
+            outcome.map_err(|error| match error.is_transient() {
+                true => Problem::unavailable(error.to_string()),
+                false => Problem::too_large(error.to_string()),
+            })?;
         }
         Ok(())
     }
 }
 
-async fn append(shared: Arc<Shared>, account: Arc<TenantAccount>, part: Part) -> Result<(), AppendError> {
+async fn append(
+    shared: Arc<Shared>,
+    account: Arc<TenantAccount>,
+    part: Part,
+    _room: Arc<OwnedSemaphorePermit>,
+) -> Result<(), AppendError> {
     let Part { at, batch, class } = part;
     let records = u64::from(batch.len());
     account.received(records);
@@ -417,7 +449,9 @@ async fn append(shared: Arc<Shared>, account: Arc<TenantAccount>, part: Part) ->
         Ok(()) => account.durable(class, records),
         Err(error) => {
             account.failed(records);
-            tracing::error!(partition = %at, %error, "append failed, the request is not acknowledged");
+            if shared.http_logs().allow() {
+                tracing::error!(partition = %at, %error, "append failed, the request is not acknowledged");
+            }
         }
     }
     outcome

@@ -212,7 +212,8 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
 impl Session {
     async fn run(self, io: &Io, worker: &Rc<Worker>) {
         if AssertUnwindSafe(self.read(io, worker)).catch_unwind().await.is_err() {
-            self.connection.finish(Code::Malformed, "the packet could not be handled");
+            tracing::error!(tenant = %self.connection.who.tenant, device = %self.connection.who.device, "a packet made its connection panic");
+            self.connection.finish(Code::Panicked, "the packet could not be handled");
         }
         let connection = &self.connection;
         worker.shared.sessions.leave(&self.key, connection.id);

@@ -100,6 +100,8 @@ pub(crate) enum Code {
     ShuttingDown,
     KeepAlive,
     TakenOver,
+    /// This server is at fault.
+    Panicked,
 }
 
 impl Wire {
@@ -315,6 +317,7 @@ impl Code {
             Self::ShuttingDown => "server_shutting_down",
             Self::KeepAlive => "keep_alive_timeout",
             Self::TakenOver => "session_taken_over",
+            Self::Panicked => "panicked",
         }
     }
 
@@ -344,6 +347,7 @@ impl Code {
             Self::ShuttingDown => R::ServerShuttingDown,
             Self::KeepAlive => R::KeepAliveTimeout,
             Self::TakenOver => R::SessionTakenOver,
+            Self::Panicked => R::ImplementationSpecificError,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -13,7 +13,7 @@ use std::{
 use dunlin_journal::{Journal, Topic};
 use dunlin_model::{Clock, EventKind, Slot};
 use ntex::channel::condition::Condition;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     append::Appender,
@@ -40,6 +40,9 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     connection_ids: AtomicU64,
     client_ids: String,
+    /// Bytes that HTTP requests may still bring.
+    pub(crate) http_room: Arc<Semaphore>,
+    http_logs: Mutex<LogBudget>,
 }
 
 impl Shared {
@@ -50,6 +53,7 @@ impl Shared {
         clock: Clock,
         books: Books,
     ) -> Self {
+        let http_room = Arc::new(Semaphore::new(config.http_inflight_bytes_max));
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
             config,
@@ -62,7 +66,13 @@ impl Shared {
             connections: AtomicUsize::new(0),
             connection_ids: AtomicU64::new(1),
             client_ids,
+            http_room,
+            http_logs: Mutex::new(LogBudget::new()),
         }
+    }
+
+    pub(crate) fn http_logs(&self) -> MutexGuard<'_, LogBudget> {
+        self.http_logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn next_connection_id(&self) -> u64 {
@@ -89,12 +99,14 @@ impl Worker {
     /// To be called on the worker's own thread; its tasks live there.
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
         let (orders, inbox) = mpsc::unbounded_channel();
+        let logs = Rc::new(LogBudget::new());
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
             shared.clock.clone(),
             shared.config.time.clone(),
             (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
             shared.books.metrics.clone(),
+            logs.clone(),
         ));
         {
             let mut workers = shared.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +118,7 @@ impl Worker {
             appender: appender.clone(),
             orders,
             connections: Connections::default(),
-            logs: Rc::new(LogBudget::new()),
+            logs,
             leaving: Cell::new(false),
             emptied: Condition::new(),
         });

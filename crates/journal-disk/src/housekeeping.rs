@@ -187,16 +187,23 @@ pub(crate) fn load_index(log_dir: &std::path::Path, sequence: u64, end: u64) -> 
 /// Deletes the oldest segments that are too old or too many, up to the first that a consumer has not passed.
 /// Returns how many.
 pub(crate) fn trim(log: &Log) -> io::Result<usize> {
-    // Only positions that a crash cannot take back count.
-    log.positions.save()?;
+    // Only positions that a crash cannot take back count. On a full disk they cannot be saved, and what was saved
+    // before is what frees it.
+    if let Err(error) = log.positions.save() {
+        tracing::warn!(%error, "consumers' positions are not saved");
+    }
     let now = log.retention_now(RETENTION_STEP_MAX);
     let mut trimmed = 0;
     while let Some(sequence) = oldest_to_trim(log, now) {
+        // The file first: a segment that is left behind by one that follows it would look like a loss.
+        match fs::remove_file(segment_path(&log.config.dir, sequence)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let _ = fs::remove_file(index_path(&log.config.dir, sequence)); // Derived, and may not exist.
         if !log.catalog_write().forget_oldest(sequence) {
             break;
         }
-        let _ = fs::remove_file(index_path(&log.config.dir, sequence)); // Derived, and may not exist.
-        fs::remove_file(segment_path(&log.config.dir, sequence))?;
         tracing::info!(segment = sequence, "the journal's retention removed a segment");
         trimmed += 1;
     }

@@ -3,6 +3,7 @@ use std::io::Write;
 use dunlin_gateway::Config;
 use dunlin_journal::AppendError;
 use dunlin_model::{EventKind, MessageId, RejectReason};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::lab::{Gate, Lab};
 
@@ -122,4 +123,55 @@ async fn a_body_beyond_the_limit_is_said_to_be() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     bomb.write_all(&[b' '; 100_000]).unwrap();
     assert_eq!(lab.http(&format!("{head}\nContent-Encoding: gzip"), &bomb.finish().unwrap()).await.0, 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_the_room_are_refused_and_room_comes_back() {
+    let config =
+        Config { workers: 1, message_bytes_max: 64, http_inflight_bytes_max: 64, ..Config::default() };
+    let lab = Lab::with(config).await;
+    let head = "POST /v1/telemetry HTTP/1.1\nAuthorization: Bearer probe";
+    let large = br#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7}"#;
+    lab.gate(Gate::Closed);
+    let ((), refused) = tokio::join!(
+        async {
+            let held = lab.http(head, large).await;
+            assert_eq!(held.0, 200, "{}", held.1);
+        },
+        async {
+            lab.appends(1).await;
+            let refused = lab.http(head, large).await;
+            lab.journal.open();
+            refused
+        }
+    );
+    assert!(refused.0 == 503 && refused.1.to_lowercase().contains("retry-after"), "{}", refused.1);
+    assert_eq!(lab.http(head, large).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_refused_before_its_body_is_read() {
+    let lab = Lab::start().await;
+    let mut stranger = lab.http_connection().await;
+    stranger
+        .write_all(b"POST /v1/telemetry HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    stranger.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_makes_lines_repeatable() {
+    let lab = Lab::start().await;
+    for _ in 0..2 {
+        let head = "POST /write HTTP/1.1\nAuthorization: Token probe\nIdempotency-Key: abc";
+        assert_eq!(lab.http(head, b"m a=1\nm a=2").await.0, 204);
+    }
+    let records = lab.raw(dunlin_journal::Topic::Telemetry).await;
+    let ids: Vec<MessageId> =
+        records.iter().map(|r| dunlin_model::avro::decode(r).unwrap().message_id).collect();
+    assert_eq!((ids[0], ids[1]), (ids[2], ids[3]));
+    assert_ne!(ids[0], ids[1]);
 }

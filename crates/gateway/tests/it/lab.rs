@@ -180,6 +180,14 @@ impl Lab {
         Self { gateway, journal, http, registry }
     }
 
+    /// A panic costs its own connection; the metrics tell on it.
+    pub(crate) fn never_panicked(&self) {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let told: Vec<&str> = text.lines().filter(|line| line.contains("panicked")).collect();
+        assert!(told.is_empty(), "{told:?}");
+    }
+
     pub(crate) fn gate(&self, gate: Gate) {
         self.journal.gate.send_replace(gate);
     }
@@ -247,8 +255,12 @@ impl Lab {
         client
     }
 
+    pub(crate) async fn http_connection(&self) -> TcpStream {
+        TcpStream::connect(self.http).await.unwrap()
+    }
+
     pub(crate) async fn http(&self, head: &str, body: &[u8]) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        let mut stream = self.http_connection().await;
         let head = head.replace('\n', "\r\n");
         let request =
             format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -296,6 +308,12 @@ impl Client {
         packet.resize(start + length, 0);
         self.0.read_exact(&mut packet[start..]).await.ok()?;
         Some(packet)
+    }
+
+    /// Whether the server closes, whatever it says before.
+    pub(crate) async fn ends(&mut self) -> bool {
+        while self.packet().await.is_some() {}
+        true
     }
 
     pub(crate) async fn is_closed(&mut self) -> bool {
