@@ -17,6 +17,8 @@ pub(crate) struct Config {
     pub(crate) mqtt: String,
     /// Where devices and people connect by HTTP.
     pub(crate) http: String,
+    /// HTTP connections at the same time; more wait to be accepted.
+    pub(crate) http_connections_max: usize,
     /// Directory of rule files, `*.toml`.
     pub(crate) rules: PathBuf,
     pub(crate) gateway: dunlin_gateway::Config,
@@ -36,6 +38,7 @@ impl Default for Config {
             data: DATA_DEFAULT.into(),
             mqtt: MQTT_DEFAULT.into(),
             http: HTTP_DEFAULT.into(),
+            http_connections_max: 4_096,
             rules: "rules".into(),
             gateway: Default::default(),
             journal: Default::default(),

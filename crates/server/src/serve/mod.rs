@@ -2,6 +2,7 @@
 
 mod directory; // the gateway's "who is this?"
 mod first_start; // what a new data directory is given
+mod http; // one of the doors
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod running; // start and stop

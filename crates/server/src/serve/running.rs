@@ -16,9 +16,14 @@ use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
-use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{directory::RegistryDirectory, first_start, ledger::Ledger, platform::ServerPlatform};
+use super::{
+    directory::RegistryDirectory,
+    first_start,
+    http::{self, Http},
+    ledger::Ledger,
+    platform::ServerPlatform,
+};
 use crate::{
     config::Config,
     exit::{Failure, chain},
@@ -46,11 +51,6 @@ pub(crate) struct Running {
     alerting: Alerting,
     gateway: Gateway,
     http: Http,
-}
-
-struct Http {
-    stop: oneshot::Sender<()>,
-    served: JoinHandle<std::io::Result<()>>,
 }
 
 impl Running {
@@ -114,7 +114,8 @@ impl Running {
             metrics: Mutex::new(metrics),
         });
         let console = Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform };
-        let http = Http::serve(doors.http, gateway.http_routes().merge(dunlin_console::routes(console)))?;
+        let routes = gateway.http_routes().merge(dunlin_console::routes(console));
+        let http = Http::serve(doors.http, routes, http::Limits::new(config.http_connections_max))?;
         tracing::info!(
             mqtt = config.mqtt,
             http = config.http,
@@ -166,33 +167,6 @@ impl Stores {
         flushed.map_err(|error| Failure::Failed(format!("flush the store: {}", chain(&error))))
     }
 }
-
-impl Http {
-    fn serve(listener: TcpListener, routes: axum::Router) -> Result<Self, Failure> {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (stop, stopped) = oneshot::channel();
-        let serving = axum::serve(listener, routes).with_graceful_shutdown(async {
-            let _ = stopped.await;
-        });
-        Ok(Self { stop, served: tokio::spawn(serving.into_future()) })
-    }
-
-    /// Takes no more requests, and answers those under way; one that hangs is given up after a while.
-    async fn stop(self) -> Result<(), Failure> {
-        let _ = self.stop.send(());
-        let abort = self.served.abort_handle();
-        match tokio::time::timeout(HTTP_DRAIN_MAX, self.served).await {
-            Ok(served) => Ok(served.map_err(std::io::Error::other)??),
-            Err(_) => {
-                abort.abort();
-                tracing::warn!("HTTP requests were still open and are cut off");
-                Ok(())
-            }
-        }
-    }
-}
-
-const HTTP_DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn load_rules(dir: &Path) -> Result<RuleSet, Failure> {
     RuleSet::load(dir).map_err(|problems| {
