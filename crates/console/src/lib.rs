@@ -21,7 +21,7 @@ use axum::{
 };
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
-pub use ledger::{GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
 use serde::{Deserialize, Serialize};
 pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
 

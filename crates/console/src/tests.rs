@@ -24,15 +24,20 @@ struct QuietPlatform;
 impl Platform for QuietPlatform {
     fn ledger(&self) -> LedgerView {
         let tenants = ["default", "other"].map(|t| (t.to_owned(), TenantLedger::default()));
-        LedgerView { balanced: true, problems: Vec::new(), tenants: BTreeMap::from(tenants) }
+        let problem = |tenant: Option<&str>, words: &str| Disagreement {
+            tenant: tenant.map(str::to_owned),
+            words: words.to_owned(),
+        };
+        let problems = vec![problem(None, "the journal took 8"), problem(Some("default"), "default: 7 lost")];
+        LedgerView { balanced: false, problems, tenants: BTreeMap::from(tenants) }
     }
     fn status(&self) -> StatusView {
         StatusView {
             version: "0",
             uptime_seconds: 0,
             mqtt: "127.0.0.1:1883".into(),
-            connections: 0,
-            stages: Vec::new(),
+            connections: 3,
+            stages: vec![StageStatus { stage: "store", lag: 5, partitions: Vec::new() }],
         }
     }
     fn readiness(&self) -> Readiness {
@@ -172,14 +177,28 @@ async fn a_tenants_user_sees_its_own_ledger_and_adds_no_tenants() {
         ledger["tenants"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
     let (_, body) = api.ask(&api.tenant, "GET", "/v1/ledger", "").await;
+    assert!(body.starts_with(r#"{"balanced":true,"problems":[],"#), "{body}");
     assert_eq!(tenants(body), ["other"]);
     let (_, body) = api.ask(&api.platform, "GET", "/v1/ledger", "").await;
+    let head = r#"{"balanced":false,"problems":["the journal took 8","default: 7 lost"],"#;
+    assert!(body.starts_with(head), "{body}");
     assert_eq!(tenants(body), ["default", "other"]);
 
     let (status, _) = api.ask(&api.tenant, "POST", "/v1/tenants", r#"{"name":"x"}"#).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     let (status, _) = api.ask(&api.platform, "POST", "/v1/tenants", r#"{"name":"x"}"#).await;
     assert_eq!(status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_tenants_user_sees_nothing_of_the_others_load() {
+    let api = Api::new().await;
+    let (_, body) = api.ask(&api.tenant, "GET", "/v1/status", "").await;
+    let common = r#"{"version":"0","uptime_seconds":0,"mqtt":"127.0.0.1:1883","alerts_firing":0"#;
+    assert_eq!(body, format!("{common}}}"));
+    let (_, body) = api.ask(&api.platform, "GET", "/v1/status", "").await;
+    let load = r#","connections":3,"stages":[{"stage":"store","lag":5,"partitions":[]}]}"#;
+    assert_eq!(body, format!("{common}{load}"));
 }
 
 #[tokio::test]
