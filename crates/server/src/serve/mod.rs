@@ -1,6 +1,7 @@
 //! The platform in one process: open the stores, start what works on them, open the doors; and the same backwards.
 
 mod directory; // the gateway's "who is this?"
+mod ending; // that a stop has an end
 mod first_start; // what a new data directory is given
 mod http; // one of the doors
 mod ledger; // the account of every message

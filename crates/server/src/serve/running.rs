@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry as Metrics;
 
 use super::{
     directory::RegistryDirectory,
+    ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
     http::{self, Http},
     ledger::Ledger,
@@ -139,14 +140,26 @@ impl Running {
     }
 
     /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.
+    /// What fails or hangs on the way does not keep the rest from its turn.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        self.http.stop().await?;
-        self.gateway.stop().await;
-        self.alerting.stop().await;
-        self.pipeline.stop().await;
-        self.writer.stop().await;
-        self.rejected.stop().await;
-        self.stores.close().await
+        let ending = Ending::begin();
+        let http = ending.of("HTTP", DOORS_CLOSED_BY, self.http.stop()).await.unwrap_or(Ok(()));
+        if let Err(failure) = &http {
+            tracing::error!(%failure, "HTTP door");
+        }
+        ending.of("gateway", DOORS_CLOSED_BY, self.gateway.stop()).await;
+        // Only the store writer still has something to say to another: the counter of what was rejected.
+        let written = async {
+            ending.of("store writer", CONSUMERS_ENDED_BY, self.writer.stop()).await;
+            ending.of("count of rejected", CONSUMERS_ENDED_BY, self.rejected.stop()).await;
+        };
+        tokio::join!(
+            ending.of("alerting", CONSUMERS_ENDED_BY, self.alerting.stop()),
+            ending.of("rules", CONSUMERS_ENDED_BY, self.pipeline.stop()),
+            written,
+        );
+        let closed = self.stores.close(ending).await;
+        http.and(closed)
     }
 }
 
@@ -160,11 +173,19 @@ impl Stores {
         Ok(Self { journal, tsdb, registry })
     }
 
-    async fn close(self) -> Result<(), Failure> {
-        let flushed = self.tsdb.close().await;
-        self.journal.close().await;
-        self.registry.close().await;
-        flushed.map_err(|error| Failure::Failed(format!("flush the store: {}", chain(&error))))
+    async fn close(self, ending: Ending) -> Result<(), Failure> {
+        let flushed = ending.of("flush", FLUSHED_BY, self.tsdb.close()).await;
+        let journal = ending.of("journal", STOPPED_BY, self.journal.close()).await;
+        ending.of("registry", STOPPED_BY, self.registry.close()).await;
+        if flushed.is_none() || journal.is_none() {
+            // Dropped, they would wait for their threads, and those for the disk.
+            std::mem::forget((self.tsdb, self.journal));
+            return Err(Failure::Failed(
+                "not all was written in time; the next start reads the journal".into(),
+            ));
+        }
+        let failed = |error| Failure::Failed(format!("flush the store: {}", chain(&error)));
+        flushed.unwrap_or(Ok(())).map_err(failed)
     }
 }
 
