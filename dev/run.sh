@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts the platform with a small simulated fleet and says where to look. Ctrl-C stops both.
 set -euo pipefail
+command -v curl >/dev/null || { echo "run: curl is missing; dev/setup.sh build installs it" >&2; exit 1; }
 dunlin=$1 data=$2 devices=$3
 mqtt=${MQTT:-127.0.0.1:1883} http=${HTTP:-127.0.0.1:8080}
 

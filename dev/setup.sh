@@ -12,30 +12,54 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-install_missing() {
-  [ ${#missing[@]} -eq 0 ] && return
-  echo "setup: installing ${missing[*]}" >&2
-  command -v apt-get >/dev/null || { echo "setup: this is not Debian; install by hand: ${missing[*]}" >&2; exit 1; }
-  export DEBIAN_FRONTEND=noninteractive
-  as_root apt-get update -qq >&2
-  # Tests start mosquitto themselves, on their own port; the service must not start with the package.
-  local policy=/usr/sbin/policy-rc.d laid=
-  if [ ! -e $policy ]; then
-    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
-    as_root chmod 755 $policy
-    laid=yes
-  fi
-  local status=0
-  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || status=$?
-  [ -n "$laid" ] && as_root rm -f $policy
-  return $status
+fail() {
+  echo "setup: $1" >&2
+  exit 1
 }
 
+# Tests start mosquitto themselves, on their own port: no service must start with its package. However this script
+# ends, services start again with packages that others install.
+policy=/usr/sbin/policy-rc.d laid=
+lay_policy() {
+  [ -e $policy ] && return
+  trap take_policy EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  laid=yes
+  printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+  as_root chmod 755 $policy
+}
+
+take_policy() {
+  [ -z "$laid" ] || as_root rm -f $policy
+  laid=
+}
+
+install_missing() {
+  [ ${#missing[@]} -eq 0 ] && return
+  command -v apt-get >/dev/null || fail "this is not Debian; install by hand: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+    fail "neither root nor sudo; run as root: apt-get install ${missing[*]}"
+  echo "setup: installing ${missing[*]}" >&2
+  export DEBIAN_FRONTEND=noninteractive
+  as_root apt-get update -qq >&2
+  lay_policy
+  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+  take_policy
+}
+
+# Debian's own is too old, and which toolchain a machine has is its owner's choice.
 rust() {
-  command -v cargo >/dev/null || {
-    echo "setup: cargo is missing. Install Rust 1.95 or newer, see https://rustup.rs, and run this again." >&2
-    exit 1
-  }
+  command -v cargo >/dev/null || fail "cargo is missing. Install Rust 1.95 or newer and run this again:
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+}
+
+rust_lints() {
+  local tool
+  for tool in fmt clippy; do
+    cargo $tool --version >/dev/null 2>&1 ||
+      fail "cargo $tool is missing. Run this, then again: rustup component add rustfmt clippy"
+  done
 }
 
 # A directory is complete once it is renamed to its final name.
@@ -64,13 +88,14 @@ node_modules() {
 
 missing=()
 need cc build-essential
+need curl curl
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 case ${1-} in
   build)
     install_missing
     rust
     ;;
   test)
-    need curl curl
     need mosquitto mosquitto
     need mosquitto_pub mosquitto-clients
     need mkfs.ext4 e2fsprogs
@@ -81,6 +106,7 @@ case ${1-} in
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     install_missing
     rust
+    rust_lints
     mkdir -p "$cache"
     echo "DUNLIN_TEST_VENV=$(venv)"
     echo "DUNLIN_TEST_NODE=$(node_modules)"

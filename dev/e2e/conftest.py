@@ -41,7 +41,8 @@ def loads():
 @pytest.fixture
 def small_disk(tmp_path):
     """Makes mounted ext4 file systems of a given size in files. Needs root and a loop device."""
-    assert os.geteuid() == 0, "mounting a file system needs root"
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system and cutting its power needs root")
     mounts = []
 
     def make(megabytes):

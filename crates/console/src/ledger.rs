@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Json, extract::State};
 use dunlin_registry::Scope;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{Console, ask::Asker};
 
@@ -13,9 +13,23 @@ use crate::{Console, ask::Asker};
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct LedgerView {
     pub balanced: bool,
-    /// What does not agree, in words; empty when balanced.
-    pub problems: Vec<String>,
+    /// What does not agree; empty when balanced.
+    pub problems: Vec<Disagreement>,
     pub tenants: BTreeMap<String, TenantLedger>,
+}
+
+/// Counters that do not agree. Clients see the words.
+#[derive(Debug, Clone)]
+pub struct Disagreement {
+    /// Whose records they count; the platform's as a whole if `None`.
+    pub tenant: Option<String>,
+    pub words: String,
+}
+
+impl Serialize for Disagreement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.words)
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -58,10 +72,21 @@ pub struct RulesAccount {
     pub failed: u64,
 }
 
-pub(crate) async fn show(Asker(user): Asker, State(console): State<Arc<Console>>) -> Json<LedgerView> {
-    let mut ledger = console.platform.ledger();
-    if user.scope != Scope::Platform {
-        ledger.tenants.retain(|tenant, _| *tenant == *user.tenant);
+impl LedgerView {
+    /// What the users of a tenant may see. Whether the platform as a whole balances is not theirs to know: the words
+    /// would tell of others.
+    fn of(mut self, tenant: &str) -> Self {
+        self.tenants.retain(|name, _| name == tenant);
+        self.problems.retain(|problem| problem.tenant.as_deref() == Some(tenant));
+        self.balanced = self.problems.is_empty();
+        self
     }
-    Json(ledger)
+}
+
+pub(crate) async fn show(Asker(user): Asker, State(console): State<Arc<Console>>) -> Json<LedgerView> {
+    let ledger = console.platform.ledger();
+    Json(match user.scope {
+        Scope::Platform => ledger,
+        Scope::Tenant => ledger.of(&user.tenant),
+    })
 }

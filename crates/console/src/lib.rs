@@ -1,6 +1,7 @@
 //! People's front door: the HTTP API. It shows and asks; it decides nothing.
 
 mod ask; // who asks: bearer tokens
+mod body; // how long a request may take to arrive
 mod problem; // what a client sees when it goes wrong
 
 mod alerts;
@@ -10,16 +11,17 @@ mod query; // SQL and typed queries
 mod status; // health, metrics, lag
 mod tenants;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    middleware,
     routing::{get, post},
 };
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
-pub use ledger::{GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
 use serde::{Deserialize, Serialize};
 pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub query_points_max: usize,
     /// Bytes of one request of a person.
     pub request_bytes_max: usize,
+    /// How long the body of a request may take to arrive.
+    pub request_body_seconds_max: u64,
 }
 
 impl Default for Config {
@@ -53,6 +57,7 @@ impl Default for Config {
             sql_timeout_seconds: 60,
             query_points_max: 1_000_000,
             request_bytes_max: 1 << 20,
+            request_body_seconds_max: 30,
         }
     }
 }
@@ -69,6 +74,7 @@ pub struct Console {
 /// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
 pub fn routes(console: Console) -> Router {
     let request_bytes_max = console.config.request_bytes_max;
+    let patience = Duration::from_secs(console.config.request_body_seconds_max);
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::add))
         .route("/v1/devices", get(devices::list).post(devices::add))
@@ -83,6 +89,7 @@ pub fn routes(console: Console) -> Router {
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .layer(DefaultBodyLimit::max(request_bytes_max))
+        .layer(middleware::map_request(move |request| body::arrive_within(patience, request)))
         .with_state(Arc::new(console))
 }
 

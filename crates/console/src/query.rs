@@ -4,7 +4,10 @@ use arrow::{csv, json, record_batch::RecordBatch, util::pretty::pretty_format_ba
 use axum::{
     Json,
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{
+        Query, State,
+        rejection::{QueryRejection, StringRejection},
+    },
     http::header,
     response::{IntoResponse, Response},
 };
@@ -43,10 +46,10 @@ pub(crate) async fn sql(
     Asker(user): Asker,
     State(console): State<Arc<Console>>,
     query: Result<Query<SqlQuery>, QueryRejection>,
-    statement: String,
+    statement: Result<String, StringRejection>,
 ) -> Result<Response, Problem> {
     let Query(query) = query?;
-    answer(&console, &user, &statement, query.format).await
+    answer(&console, &user, &statement?, query.format).await
 }
 
 /// `GET /v1/query?sql=…&format=…`

@@ -6,12 +6,13 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
+use dunlin_registry::Scope;
 use serde::Serialize;
 
 use crate::{Console, ask::Asker, problem::Problem};
 
 /// What `dunlin top` shows.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct StatusView {
     pub version: &'static str,
     pub uptime_seconds: u64,
@@ -47,9 +48,19 @@ pub enum Readiness {
 
 #[derive(Serialize)]
 pub(crate) struct Shown {
-    #[serde(flatten)]
-    status: StatusView,
+    version: &'static str,
+    uptime_seconds: u64,
+    mqtt: String,
     alerts_firing: u64,
+    /// Of all tenants together, and so for the platform's administrators alone.
+    #[serde(flatten)]
+    load: Option<Load>,
+}
+
+#[derive(Serialize)]
+struct Load {
+    connections: u64,
+    stages: Vec<StageStatus>,
 }
 
 pub(crate) async fn show(
@@ -57,7 +68,9 @@ pub(crate) async fn show(
     State(console): State<Arc<Console>>,
 ) -> Result<Json<Shown>, Problem> {
     let alerts_firing = console.registry.alerts_firing(&user.tenant).await?;
-    Ok(Json(Shown { status: console.platform.status(), alerts_firing }))
+    let StatusView { version, uptime_seconds, mqtt, connections, stages } = console.platform.status();
+    let load = (user.scope == Scope::Platform).then_some(Load { connections, stages });
+    Ok(Json(Shown { version, uptime_seconds, mqtt, alerts_firing, load }))
 }
 
 pub(crate) async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {

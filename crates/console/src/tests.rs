@@ -24,15 +24,20 @@ struct QuietPlatform;
 impl Platform for QuietPlatform {
     fn ledger(&self) -> LedgerView {
         let tenants = ["default", "other"].map(|t| (t.to_owned(), TenantLedger::default()));
-        LedgerView { balanced: true, problems: Vec::new(), tenants: BTreeMap::from(tenants) }
+        let problem = |tenant: Option<&str>, words: &str| Disagreement {
+            tenant: tenant.map(str::to_owned),
+            words: words.to_owned(),
+        };
+        let problems = vec![problem(None, "the journal took 8"), problem(Some("default"), "default: 7 lost")];
+        LedgerView { balanced: false, problems, tenants: BTreeMap::from(tenants) }
     }
     fn status(&self) -> StatusView {
         StatusView {
             version: "0",
             uptime_seconds: 0,
             mqtt: "127.0.0.1:1883".into(),
-            connections: 0,
-            stages: Vec::new(),
+            connections: 3,
+            stages: vec![StageStatus { stage: "store", lag: 5, partitions: Vec::new() }],
         }
     }
     fn readiness(&self) -> Readiness {
@@ -84,6 +89,10 @@ struct Api {
 
 impl Api {
     async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    async fn with(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
         let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
@@ -93,7 +102,7 @@ impl Api {
         let platform = registry.add_user_token(&default, Scope::Platform).await.unwrap();
         let tenant = registry.add_user_token(&other, Scope::Tenant).await.unwrap();
         let routes = routes(Console {
-            config: Config::default(),
+            config,
             registry,
             tsdb: Arc::new(MemoryTsdb::open(Default::default(), None, clock)),
             sql: Arc::new(CannedSql),
@@ -104,12 +113,16 @@ impl Api {
     }
 
     async fn ask(&self, token: &str, method: &str, path: &str, body: &str) -> (StatusCode, String) {
+        self.send(token, method, path, Body::from(body.to_owned())).await
+    }
+
+    async fn send(&self, token: &str, method: &str, path: &str, body: Body) -> (StatusCode, String) {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("authorization", format!("Bearer {token}"))
             .header("content-type", "application/json")
-            .body(Body::from(body.to_owned()))
+            .body(body)
             .unwrap();
         let response = self.routes.clone().oneshot(request).await.unwrap();
         let status = response.status();
@@ -164,14 +177,28 @@ async fn a_tenants_user_sees_its_own_ledger_and_adds_no_tenants() {
         ledger["tenants"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
     let (_, body) = api.ask(&api.tenant, "GET", "/v1/ledger", "").await;
+    assert!(body.starts_with(r#"{"balanced":true,"problems":[],"#), "{body}");
     assert_eq!(tenants(body), ["other"]);
     let (_, body) = api.ask(&api.platform, "GET", "/v1/ledger", "").await;
+    let head = r#"{"balanced":false,"problems":["the journal took 8","default: 7 lost"],"#;
+    assert!(body.starts_with(head), "{body}");
     assert_eq!(tenants(body), ["default", "other"]);
 
     let (status, _) = api.ask(&api.tenant, "POST", "/v1/tenants", r#"{"name":"x"}"#).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     let (status, _) = api.ask(&api.platform, "POST", "/v1/tenants", r#"{"name":"x"}"#).await;
     assert_eq!(status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_tenants_user_sees_nothing_of_the_others_load() {
+    let api = Api::new().await;
+    let (_, body) = api.ask(&api.tenant, "GET", "/v1/status", "").await;
+    let common = r#"{"version":"0","uptime_seconds":0,"mqtt":"127.0.0.1:1883","alerts_firing":0"#;
+    assert_eq!(body, format!("{common}}}"));
+    let (_, body) = api.ask(&api.platform, "GET", "/v1/status", "").await;
+    let load = r#","connections":3,"stages":[{"stage":"store","lag":5,"partitions":[]}]}"#;
+    assert_eq!(body, format!("{common}{load}"));
 }
 
 #[tokio::test]
@@ -191,6 +218,21 @@ async fn answers_have_one_header_and_are_whole_however_many_batches_they_come_in
     let (status, body) = api.ask(&api.platform, "POST", "/v1/query", "nonsense").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(body.contains("not a number of batches"), "{body}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_not_waited_for() {
+    let api = Api::with(Config { request_body_seconds_max: 0, ..Config::default() }).await;
+    for (path, begun) in [("/v1/query", "1"), ("/v1/devices", r#"{"name":"pump-1"}"#)] {
+        let begun = stream::iter([Ok::<_, std::io::Error>(begun)]).chain(stream::pending());
+        let (status, said) = api.send(&api.platform, "POST", path, Body::from_stream(begun)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(said.contains("did not arrive within 0 s"), "{said}");
+    }
+    // What is there at once is in time.
+    let whole = stream::iter([Ok::<_, std::io::Error>("1")]);
+    let (status, _) = api.send(&api.platform, "POST", "/v1/query", Body::from_stream(whole)).await;
+    assert_eq!(status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+mod bounds; // of every number
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ pub(crate) struct Config {
     pub(crate) mqtt: String,
     /// Where devices and people connect by HTTP.
     pub(crate) http: String,
+    /// HTTP connections at the same time; more wait to be accepted.
+    pub(crate) http_connections_max: usize,
     /// Directory of rule files, `*.toml`.
     pub(crate) rules: PathBuf,
     pub(crate) gateway: dunlin_gateway::Config,
@@ -36,6 +40,7 @@ impl Default for Config {
             data: DATA_DEFAULT.into(),
             mqtt: MQTT_DEFAULT.into(),
             http: HTTP_DEFAULT.into(),
+            http_connections_max: 4_096,
             rules: "rules".into(),
             gateway: Default::default(),
             journal: Default::default(),
@@ -74,6 +79,7 @@ impl Config {
         self.gateway.check().map_err(|e| invalid(&e))?;
         self.journal.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
+        bounds::check(self)?;
         for (name, address) in [("mqtt", &self.mqtt), ("http", &self.http)] {
             if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 return Err(Failure::Invalid(format!("{name} must be HOST:PORT, not {address:?}")));
@@ -110,6 +116,40 @@ mod tests {
     fn an_unknown_setting_is_named() {
         let error = toml::from_str::<Config>("[gateway]\nworkerz = 3\n").unwrap_err().to_string();
         assert!(error.contains("workerz") && error.contains("workers"), "{error}");
+    }
+
+    #[test]
+    fn the_defaults_pass_and_numbers_without_sense_are_named_in_every_section() {
+        Config::default().check().unwrap();
+        // TOML's own numbers end here.
+        let huge = i64::MAX;
+        for (section, field, value) in [
+            ("gateway.time", "future_tolerance_seconds", huge),
+            ("gateway", "connections_max", huge),
+            ("journal", "retention_seconds", huge),
+            ("tsdb", "flush_after_seconds", huge),
+            ("tsdb", "flush_after_seconds", 0),
+            ("tsdb", "retention_seconds", huge),
+            ("tsdb", "queries_max", huge),
+            ("tsdb", "query_threads", 0),
+            ("store", "commit_seconds", huge),
+            ("store", "write_records_max", 0),
+            ("store", "nice", 20),
+            ("pipeline", "checkpoint_seconds", huge),
+            ("pipeline", "nice", -1),
+            ("pipeline.limits", "lateness_millis", huge),
+            ("pipeline.limits", "device_ttl_seconds", huge),
+            ("alerting.retry", "pause_longest_ms", huge),
+            ("console", "sql_timeout_seconds", huge),
+            ("console", "request_body_seconds_max", 0),
+        ] {
+            let config: Config = toml::from_str(&format!("[{section}]\n{field} = {value}\n")).unwrap();
+            let said = config.check().unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{section}.{field} must be ")), "{said}");
+        }
+        let channel = "[[alerting.channel]]\nkind = \"webhook\"\nname = \"a\"\nurl = \"http://a\"\n";
+        let config: Config = toml::from_str(&format!("{channel}timeout_seconds = {huge}\n")).unwrap();
+        assert!(config.check().unwrap_err().to_string().contains("\"a\": timeout_seconds must be"));
     }
 
     #[test]

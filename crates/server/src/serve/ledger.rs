@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_console::{GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+use dunlin_console::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
 use dunlin_gateway::{Account, GatewayView};
 use dunlin_journal::{Journal, Partition, Topic};
 use dunlin_model::TenantId;
@@ -64,17 +64,17 @@ impl Ledger {
         let accepted_before = total(&gateway_before, |a| a.accepted);
         let accepted_at_most = total(&gateway, |a| a.accepted + a.in_flight + a.failed);
         if !(accepted_before..=accepted_at_most).contains(&new) {
-            problems.push(format!(
+            problems.push(of_all(format!(
                 "the gateway accepted {accepted_before} to {accepted_at_most} records, the journal took {new}"
-            ));
+            )));
         }
         let read: u64 = stored.values().map(Counts::read).sum();
         let skipped = store.undecodable + undecodable(counters);
         if read + skipped < position_before || read > position_after {
-            problems.push(format!(
+            problems.push(of_all(format!(
                 "the store is at {position_before} to {position_after} and accounts for {read} records, \
                  {skipped} more were not decodable"
-            ));
+            )));
         }
 
         let idle = position_after == journaled && total(&gateway, |a| a.in_flight) == 0;
@@ -100,9 +100,9 @@ impl Ledger {
             let accepted = before + backlog + ledger.gateway.accepted;
             let agree = accepted <= read && read <= accepted + ledger.gateway.failed;
             if idle && !agree {
-                problems.push(format!(
-                    "{tenant}: {accepted} records accepted, {read} accounted for by the store"
-                ));
+                let words =
+                    format!("{tenant}: {accepted} records accepted, {read} accounted for by the store");
+                problems.push(Disagreement { tenant: Some(tenant.clone()), words });
             }
             ledger.accepted = accepted.max(read);
             ledger.in_flight = ledger.accepted - read;
@@ -130,6 +130,10 @@ impl Ledger {
         };
         partitions(counters.journal).zip(&self.ends).map(of).sum()
     }
+}
+
+fn of_all(words: String) -> Disagreement {
+    Disagreement { tenant: None, words }
 }
 
 fn gateway_account(account: &Account) -> GatewayAccount {

@@ -1,7 +1,9 @@
 //! The platform in one process: open the stores, start what works on them, open the doors; and the same backwards.
 
 mod directory; // the gateway's "who is this?"
+mod ending; // that a stop has an end
 mod first_start; // what a new data directory is given
+mod http; // one of the doors
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod running; // start and stop

@@ -16,9 +16,15 @@ use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
-use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{directory::RegistryDirectory, first_start, ledger::Ledger, platform::ServerPlatform};
+use super::{
+    directory::RegistryDirectory,
+    ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
+    first_start,
+    http::{self, Http},
+    ledger::Ledger,
+    platform::ServerPlatform,
+};
 use crate::{config::Config, exit::Failure};
 
 /// Where clients come in. Taken before anything is opened, served after everything is.
@@ -43,11 +49,6 @@ pub(crate) struct Running {
     alerting: Alerting,
     gateway: Gateway,
     http: Http,
-}
-
-struct Http {
-    stop: oneshot::Sender<()>,
-    served: JoinHandle<std::io::Result<()>>,
 }
 
 impl Running {
@@ -111,7 +112,8 @@ impl Running {
             metrics: Mutex::new(metrics),
         });
         let console = Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform };
-        let http = Http::serve(doors.http, gateway.http_routes().merge(dunlin_console::routes(console)))?;
+        let routes = gateway.http_routes().merge(dunlin_console::routes(console));
+        let http = Http::serve(doors.http, routes, http::Limits::new(config.http_connections_max))?;
         tracing::info!(
             mqtt = config.mqtt,
             http = config.http,
@@ -135,15 +137,26 @@ impl Running {
     }
 
     /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.
+    /// What fails or hangs on the way does not keep the rest from its turn.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        // Whatever does not end well, the rest is still closed.
-        let http = self.http.stop().await;
-        self.gateway.stop().await;
-        self.alerting.stop().await;
-        self.pipeline.stop().await;
-        self.writer.stop().await;
-        self.rejected.stop().await;
-        self.stores.close().await.and(http)
+        let ending = Ending::begin();
+        let http = ending.of("HTTP", DOORS_CLOSED_BY, self.http.stop()).await.unwrap_or(Ok(()));
+        if let Err(failure) = &http {
+            tracing::error!(%failure, "HTTP door");
+        }
+        ending.of("gateway", DOORS_CLOSED_BY, self.gateway.stop()).await;
+        // Only the store writer still has something to say to another: the counter of what was rejected.
+        let written = async {
+            ending.of("store writer", CONSUMERS_ENDED_BY, self.writer.stop()).await;
+            ending.of("count of rejected", CONSUMERS_ENDED_BY, self.rejected.stop()).await;
+        };
+        tokio::join!(
+            ending.of("alerting", CONSUMERS_ENDED_BY, self.alerting.stop()),
+            ending.of("rules", CONSUMERS_ENDED_BY, self.pipeline.stop()),
+            written,
+        );
+        let closed = self.stores.close(ending).await;
+        http.and(closed)
     }
 }
 
@@ -157,40 +170,21 @@ impl Stores {
         Ok(Self { journal, tsdb, registry })
     }
 
-    async fn close(self) -> Result<(), Failure> {
-        let flushed = self.tsdb.close().await;
-        self.journal.close().await;
-        self.registry.close().await;
-        flushed.map_err(|error| Failure::Failed(format!("flush the store: {}", chain(&error))))
-    }
-}
-
-impl Http {
-    fn serve(listener: TcpListener, routes: axum::Router) -> Result<Self, Failure> {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (stop, stopped) = oneshot::channel();
-        let serving = axum::serve(listener, routes).with_graceful_shutdown(async {
-            let _ = stopped.await;
-        });
-        Ok(Self { stop, served: tokio::spawn(serving.into_future()) })
-    }
-
-    /// Takes no more requests, and answers those under way; one that hangs is given up after a while.
-    async fn stop(self) -> Result<(), Failure> {
-        let _ = self.stop.send(());
-        let abort = self.served.abort_handle();
-        match tokio::time::timeout(HTTP_DRAIN_MAX, self.served).await {
-            Ok(served) => Ok(served.map_err(std::io::Error::other)??),
-            Err(_) => {
-                abort.abort();
-                tracing::warn!("HTTP requests were still open and are cut off");
-                Ok(())
-            }
+    async fn close(self, ending: Ending) -> Result<(), Failure> {
+        let flushed = ending.of("flush", FLUSHED_BY, self.tsdb.close()).await;
+        let journal = ending.of("journal", STOPPED_BY, self.journal.close()).await;
+        ending.of("registry", STOPPED_BY, self.registry.close()).await;
+        if flushed.is_none() || journal.is_none() {
+            // Dropped, they would wait for their threads, and those for the disk.
+            std::mem::forget((self.tsdb, self.journal));
+            return Err(Failure::Failed(
+                "not all was written in time; the next start reads the journal".into(),
+            ));
         }
+        let failed = |error| Failure::Failed(format!("flush the store: {}", chain(&error)));
+        flushed.unwrap_or(Ok(())).map_err(failed)
     }
 }
-
-const HTTP_DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn load_rules(dir: &Path) -> Result<RuleSet, Failure> {
     RuleSet::load(dir).map_err(|problems| {

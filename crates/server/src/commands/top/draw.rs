@@ -50,7 +50,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
     };
     let lines = vec![
         line(&[
-            ("connections", count(status["connections"].as_f64().unwrap_or(0.0))),
+            ("connections", status["connections"].as_f64().map_or("-".to_owned(), count)),
             ("ack p50", ms(figures.ack_p50_seconds)),
             ("p99", ms(figures.ack_p99_seconds)),
             ("stored/s", count(figures.stored_per_second)),

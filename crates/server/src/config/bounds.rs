@@ -1,0 +1,91 @@
+//! Between what a number of the configuration makes sense. Beyond it a timer overflows, nothing ever happens, or all
+//! of the memory is promised to one part.
+
+use dunlin_alerting::ChannelConfig;
+
+use super::Config;
+use crate::exit::Failure;
+
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
+const YEAR: u64 = 365 * DAY;
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const COUNT_MAX: u64 = 1 << 32;
+const NICE_MAX: i32 = 19;
+
+pub(super) fn check(config: &Config) -> Result<(), Failure> {
+    let Config { gateway, journal, tsdb, store, pipeline, alerting, console, .. } = config;
+    let limits = &pipeline.limits;
+    let retention = tsdb.retention_seconds.unwrap_or(YEAR);
+    #[rustfmt::skip]
+    let bounds = [
+        ("http_connections_max", config.http_connections_max as u64, 1, 1_000_000),
+
+        ("gateway.connections_max", gateway.connections_max as u64, 1, 100_000_000),
+        ("gateway.workers", gateway.workers as u64, 0, 1_024),
+        ("gateway.inflight_bytes_max", gateway.inflight_bytes_max as u64, 1, TIB),
+        ("gateway.connection_children_max", gateway.connection_children_max as u64, 0, COUNT_MAX),
+        ("gateway.time.future_tolerance_seconds", gateway.time.future_tolerance_seconds, 0, 100 * YEAR),
+
+        ("journal.tail_cache_bytes", journal.tail_cache_bytes as u64, 0, TIB),
+        ("journal.retention_seconds", journal.retention_seconds, 1, 1_000 * YEAR),
+
+        ("tsdb.retention_seconds", retention, 1, 1_000 * YEAR),
+        ("tsdb.memtable_bytes_max", tsdb.memtable_bytes_max as u64, 64 * KIB, TIB),
+        ("tsdb.flush_after_seconds", tsdb.flush_after_seconds, 1, DAY),
+        ("tsdb.latest_devices_max", tsdb.latest_devices_max as u64, 0, COUNT_MAX),
+        ("tsdb.fingerprint_bytes_max", tsdb.fingerprint_bytes_max as u64, 0, TIB),
+        ("tsdb.query_memory_bytes_max", tsdb.query_memory_bytes_max as u64, KIB * KIB, TIB),
+        ("tsdb.queries_max", tsdb.queries_max as u64, 1, 10_000),
+        ("tsdb.query_threads", tsdb.query_threads as u64, 1, 1_024),
+        ("tsdb.compact_every_seconds", tsdb.compact_every_seconds, 1, YEAR),
+        ("tsdb.compact_quiet_seconds", tsdb.compact_quiet_seconds, 0, YEAR),
+
+        ("store.chunk_bytes", store.chunk_bytes as u64, KIB, GIB),
+        ("store.write_records_max", store.write_records_max as u64, 1, 10_000_000),
+        ("store.gather_millis", store.gather_millis, 0, 60_000),
+        ("store.commit_seconds", store.commit_seconds, 0, HOUR),
+        ("store.recent_records_max", store.recent_records_max, 0, COUNT_MAX),
+
+        ("pipeline.checkpoint_seconds", pipeline.checkpoint_seconds, 0, DAY),
+        ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),
+        ("pipeline.gather_millis", pipeline.gather_millis, 0, 60_000),
+        ("pipeline.limits.lateness_millis", limits.lateness_millis, 0, 1_000 * YEAR),
+        ("pipeline.limits.idle_grace_seconds", limits.idle_grace_seconds, 0, YEAR),
+        ("pipeline.limits.device_ttl_seconds", limits.device_ttl_seconds, 1, 100 * YEAR),
+        ("pipeline.limits.devices_max", limits.devices_max as u64, 1, COUNT_MAX),
+        ("pipeline.limits.recent_records_max", limits.recent_records_max, 0, COUNT_MAX),
+
+        ("alerting.retry.pause_first_ms", alerting.retry.pause_first_ms, 1, 1_000 * DAY),
+        ("alerting.retry.pause_longest_ms", alerting.retry.pause_longest_ms, 1, 1_000 * YEAR),
+
+        ("console.sql_rows_max", console.sql_rows_max as u64, 1, 1 << 40),
+        ("console.sql_timeout_seconds", console.sql_timeout_seconds, 1, DAY),
+        ("console.query_points_max", console.query_points_max as u64, 1, 1 << 40),
+        ("console.request_bytes_max", console.request_bytes_max as u64, 1, GIB),
+        ("console.request_body_seconds_max", console.request_body_seconds_max, 1, HOUR),
+    ];
+    for (name, found, least, most) in bounds {
+        within(name, found, least, most)?;
+    }
+    for (name, nice) in [("store.nice", store.nice), ("pipeline.nice", pipeline.nice)] {
+        if !(0..=NICE_MAX).contains(&nice) {
+            return Err(Failure::Invalid(format!("{name} must be from 0 to {NICE_MAX}, not {nice}")));
+        }
+    }
+    for channel in &alerting.channel {
+        if let ChannelConfig::Webhook { name, timeout_seconds, .. } = channel {
+            within(&format!("alerting channel {name:?}: timeout_seconds"), *timeout_seconds, 1, HOUR)?;
+        }
+    }
+    Ok(())
+}
+
+fn within(name: &str, found: u64, least: u64, most: u64) -> Result<(), Failure> {
+    match found {
+        _ if (least..=most).contains(&found) => Ok(()),
+        _ => Err(Failure::Invalid(format!("{name} must be from {least} to {most}, not {found}"))),
+    }
+}
