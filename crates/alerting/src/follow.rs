@@ -1,3 +1,6 @@
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
@@ -14,10 +17,15 @@ pub(crate) struct Follower {
     /// Names of the channels, and what wakes their dispatchers.
     pub(crate) channels: Vec<(String, Arc<Notify>)>,
     pub(crate) metrics: Metrics,
+    /// Where it has got to; the registry is asked once, and no more while the topic does not grow.
+    pub(crate) position: Option<Offset>,
 }
 
 const READ_BYTES_MAX: usize = 256 << 10;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
+/// The journal's progress is that of all topics, so most of it is none of ours: no look sooner than this after one
+/// that found nothing.
+const GATHER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
@@ -28,7 +36,7 @@ enum FollowError {
 }
 
 impl Follower {
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let at = Partition::new(Topic::Alerts, 0);
         let mut progress = self.journal.progress();
         while !*stop.borrow() {
@@ -51,9 +59,14 @@ impl Follower {
     }
 
     /// One stretch of the topic; false if there is nothing new.
-    async fn step(&self, at: Partition) -> Result<bool, FollowError> {
-        let oldest = self.journal.extent(at).oldest;
-        let from = self.registry.position(CONSUMER, at.index).await?.map_or(oldest, Offset);
+    async fn step(&mut self, at: Partition) -> Result<bool, FollowError> {
+        let from = match self.position {
+            Some(position) => position,
+            None => self.take_up(at).await?,
+        };
+        if from == self.journal.extent(at).next {
+            return Ok(false);
+        }
         let entries = match self.journal.read(at, from, READ_BYTES_MAX).await {
             Err(ReadError::Gone { oldest, .. }) => {
                 tracing::error!(%from, %oldest, "alert transitions were deleted before they were read");
@@ -67,6 +80,7 @@ impl Follower {
         let applied =
             self.registry.apply_alerts(CONSUMER, at.index, &transitions, next.0, &names, body).await?;
         self.metrics.transitions.inc_by(applied.transitions);
+        self.position = Some(next);
         self.metrics.position.set(next.0 as i64);
         if applied.notifications > 0 {
             self.channels.iter().for_each(|(_, wake)| wake.notify_one());
@@ -75,6 +89,14 @@ impl Follower {
             tracing::warn!(%error, "the journal did not take alerting's position; it keeps more than it must");
         }
         Ok(true)
+    }
+
+    async fn take_up(&mut self, at: Partition) -> Result<Offset, FollowError> {
+        let oldest = self.journal.extent(at).oldest;
+        let position = self.registry.position(CONSUMER, at.index).await?.map_or(oldest, Offset);
+        self.position = Some(position);
+        self.metrics.position.set(position.0 as i64);
+        Ok(position)
     }
 
     fn decode(&self, entries: &[Entries]) -> Vec<AlertTransition> {
@@ -97,6 +119,7 @@ async fn wait(progress: &mut watch::Receiver<u64>, pause: Option<Duration>) {
         Some(pause) => tokio::time::sleep(pause).await,
         // An error means the journal is gone; then only the stop is left to wait for.
         None => {
+            tokio::time::sleep(GATHER).await;
             if progress.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

@@ -68,7 +68,7 @@ impl Alerting {
             };
             tasks.spawn(dispatcher.run(stopped.clone()));
         }
-        let follower = Follower { journal, registry, channels: queued, metrics };
+        let follower = Follower { journal, registry, channels: queued, metrics, position: None };
         tasks.spawn(follower.run(stopped));
         Ok(Self { stop, tasks })
     }
