@@ -1,3 +1,6 @@
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use dunlin_model::{AlertTransition, Clock};
@@ -6,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    channel::Channel,
+    channel::{Channel, SendError},
     config::Retry,
     metrics::{ByChannel, Metrics},
 };
@@ -45,7 +48,7 @@ pub(crate) fn body(t: &AlertTransition) -> String {
 impl Dispatcher {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
-            let pause = match self.send_due().await {
+            let pause = match self.send_due(&mut stop).await {
                 Ok(pause) => pause,
                 Err(error) => {
                     tracing::error!(channel = self.channel.name(), %error, "notifications wait");
@@ -53,7 +56,7 @@ impl Dispatcher {
                 }
             };
             tokio::select! {
-                _ = stop.changed() => return,
+                _ = stop.wait_for(|asked| *asked) => return,
                 _ = self.wake.notified() => {}
                 _ = pause_of(pause) => {}
             }
@@ -61,23 +64,37 @@ impl Dispatcher {
     }
 
     /// Sends all that is due, and says how long there is nothing more to do; `None` if nothing waits.
-    async fn send_due(&self) -> Result<Option<Duration>, RegistryError> {
+    async fn send_due(&self, stop: &mut watch::Receiver<bool>) -> Result<Option<Duration>, RegistryError> {
         loop {
+            if *stop.borrow() {
+                return Ok(None);
+            }
             let due = self.registry.due_notifications(self.channel.name(), DUE_AT_ONCE_MAX).await?;
             if due.is_empty() {
                 let next = self.registry.next_notification(self.channel.name()).await?;
                 return Ok(next.map(|at| at.since(self.clock.now())));
             }
             for notification in &due {
-                self.send(notification).await?;
+                // A receiver may take its time to answer; the stop does not. What is cut off stays due, and is sent
+                // by the next start with the same key.
+                let sent = tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|asked| *asked) => return Ok(None),
+                    sent = self.channel.send(notification) => sent,
+                };
+                self.remember(notification, sent).await?;
             }
         }
     }
 
-    async fn send(&self, notification: &Notification) -> Result<(), RegistryError> {
+    async fn remember(
+        &self,
+        notification: &Notification,
+        sent: Result<(), SendError>,
+    ) -> Result<(), RegistryError> {
         let by = ByChannel { channel: self.channel.name().to_owned() };
         let key = &notification.idempotency_key;
-        let Err(error) = self.channel.send(notification).await else {
+        let Err(error) = sent else {
             self.metrics.sent.get_or_create(&by).inc();
             return self.registry.notification_sent(key).await;
         };

@@ -52,7 +52,7 @@ impl Follower {
                 }
             };
             tokio::select! {
-                _ = stop.changed() => return,
+                _ = stop.wait_for(|asked| *asked) => return,
                 _ = wait(&mut progress, pause) => {}
             }
         }

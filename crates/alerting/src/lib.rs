@@ -10,7 +10,7 @@ mod dispatch; // from the registry to people
 mod follow; // from the topic into the registry
 mod metrics;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use config::{ChannelConfig, Config, InvalidConfig, Retry};
 use dunlin_journal::Journal;
@@ -40,6 +40,9 @@ pub enum StartError {
 
 /// The name under which alerting commits its position.
 pub const CONSUMER: &str = "alerting";
+
+/// A registry that does not answer holds the stop up no longer than this.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 impl Alerting {
     /// Starts on the current tokio runtime.
@@ -73,9 +76,16 @@ impl Alerting {
         Ok(Self { stop, tasks })
     }
 
-    /// Ends after what is being applied or sent. What waits is sent by the next start.
+    /// Ends in seconds, after what is being applied. What is being sent is cut off, and sent by the next start as
+    /// all that waits.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        while self.tasks.join_next().await.is_some() {}
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_MAX, all).await.is_err() {
+            tracing::warn!(
+                "alerting waits for the registry still and is cut off; the next start does it again"
+            );
+            self.tasks.shutdown().await;
+        }
     }
 }

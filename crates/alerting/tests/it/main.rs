@@ -56,6 +56,12 @@ impl Receiver {
         url
     }
 
+    async fn asked(&self, times: u64) {
+        while self.asked.load(Ordering::SeqCst) < times {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn taken(&self, count: usize) -> Vec<String> {
         loop {
             let changed = self.changed.notified();
@@ -180,4 +186,27 @@ async fn a_record_that_is_no_transition_is_skipped() {
     lab.say("a", AlertPhase::Firing).await;
     assert_eq!(receiver.taken(1).await.len(), 1);
     alerting.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_receivers_and_the_next_start_sends_what_was_cut() {
+    let lab = Lab::new().await;
+    let silent = Arc::new(Receiver { hang_until: u64::MAX, ..Receiver::default() });
+    let url = silent.clone().serve().await;
+    let patient = ChannelConfig::Webhook { name: "hook".into(), url, timeout_seconds: 3_600 };
+    let alerting = lab.start(&impatient(vec![patient]));
+    let devices: Vec<String> = (0..20).map(|n| format!("d{n}")).collect();
+    for device in &devices {
+        lab.say(device, AlertPhase::Firing).await;
+    }
+    silent.asked(1).await;
+    tokio::time::timeout(Duration::from_secs(300), alerting.stop()).await.expect("stops within any patience");
+    let due = lab.registry.due_notifications("hook", 100).await.unwrap();
+    assert!(!due.is_empty() && due.iter().all(|n| n.attempts == 0), "a cut send is no try: {due:?}");
+
+    let receiver = Arc::new(Receiver::default());
+    let alerting = lab.start(&impatient(vec![webhook("hook", receiver.clone().serve().await)]));
+    let heard = receiver.taken(devices.len()).await;
+    alerting.stop().await;
+    assert_eq!(heard.iter().collect::<BTreeSet<_>>().len(), devices.len(), "each once: {heard:?}");
 }
