@@ -1,14 +1,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{AlertTransition, avro::Datum};
 use dunlin_registry::{Registry, RegistryError};
 use tokio::sync::{Notify, watch};
 
-use crate::{CONSUMER, dispatch::body, metrics::Metrics};
+use crate::{CONSUMER, chain, dispatch::body, metrics::Metrics};
 
 /// Reads the topic and brings the registry up to it.
 pub(crate) struct Follower {
@@ -46,8 +46,7 @@ impl Follower {
                 Ok(true) => continue,
                 Ok(false) => None,
                 Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::error!(%error, cause, "alerts wait");
+                    tracing::error!(error = chain(&error), "alerts wait");
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
@@ -75,20 +74,66 @@ impl Follower {
             read => read?,
         };
         let Some(next) = entries.last().map(Entries::next) else { return Ok(false) };
-        let transitions = self.decode(&entries);
-        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
-        let applied =
-            self.registry.apply_alerts(CONSUMER, at.index, &transitions, next.0, &names, body).await?;
-        self.metrics.transitions.inc_by(applied.transitions);
-        self.position = Some(next);
-        self.metrics.position.set(next.0 as i64);
-        if applied.notifications > 0 {
-            self.channels.iter().for_each(|(_, wake)| wake.notify_one());
-        }
+        let (offsets, transitions) = self.decode(&entries);
+        self.apply(at, &offsets, &transitions, next).await?;
         if let Err(error) = self.journal.commit(CONSUMER, at, next).await {
-            tracing::warn!(%error, "the journal did not take alerting's position; it keeps more than it must");
+            tracing::warn!(
+                error = chain(&error),
+                "the journal did not take alerting's position; it keeps more than it must"
+            );
         }
         Ok(true)
+    }
+
+    /// Applies a stretch that ends at `next`. If the registry refuses it, its halves, and theirs, so that all is
+    /// applied, in order, but the very transitions that are refused.
+    async fn apply(
+        &mut self,
+        at: Partition,
+        offsets: &[Offset],
+        transitions: &[AlertTransition],
+        next: Offset,
+    ) -> Result<(), RegistryError> {
+        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
+        let mut left = vec![(0..transitions.len(), next)];
+        while let Some((part, next)) = left.pop() {
+            let stretch = &transitions[part.clone()];
+            let applied =
+                match self.registry.apply_alerts(CONSUMER, at.index, stretch, next.0, &names, body).await {
+                    Err(error) if error.is_refusal() && !stretch.is_empty() => {
+                        left.extend(self.without_refused(offsets, stretch, part, next, &error));
+                        continue;
+                    }
+                    applied => applied?,
+                };
+            self.metrics.transitions.inc_by(applied.transitions);
+            self.position = Some(next);
+            self.metrics.position.set(next.0 as i64);
+            if applied.notifications > 0 {
+                self.channels.iter().for_each(|(_, wake)| wake.notify_one());
+            }
+        }
+        Ok(())
+    }
+
+    /// What to apply instead of a refused part, the last first: its halves, or nothing but its end.
+    fn without_refused(
+        &self,
+        offsets: &[Offset],
+        stretch: &[AlertTransition],
+        part: Range<usize>,
+        next: Offset,
+        error: &RegistryError,
+    ) -> Vec<(Range<usize>, Offset)> {
+        if let [refused] = stretch {
+            self.metrics.refused.inc();
+            tracing::error!(
+                offset = %offsets[part.start], transition = ?refused, error = chain(error), "alert transition skipped"
+            );
+            return vec![(part.end..part.end, next)];
+        }
+        let middle = part.start + part.len() / 2;
+        vec![(middle..part.end, next), (part.start..middle, offsets[middle])]
     }
 
     async fn take_up(&mut self, at: Partition) -> Result<Offset, FollowError> {
@@ -99,18 +144,18 @@ impl Follower {
         Ok(position)
     }
 
-    fn decode(&self, entries: &[Entries]) -> Vec<AlertTransition> {
-        let mut transitions = Vec::new();
-        for entry in entries.iter().flat_map(Entries::iter) {
+    fn decode(&self, entries: &[Entries]) -> (Vec<Offset>, Vec<AlertTransition>) {
+        let decoded = entries.iter().flat_map(Entries::iter).filter_map(|entry| {
             match AlertTransition::decode(entry.bytes) {
-                Ok(transition) => transitions.push(transition),
+                Ok(transition) => Some((entry.offset, transition)),
                 Err(error) => {
                     self.metrics.undecodable.inc();
-                    tracing::error!(offset = %entry.offset, %error, "alert transition skipped");
+                    tracing::error!(offset = %entry.offset, error = chain(&error), "alert transition skipped");
+                    None
                 }
             }
-        }
-        transitions
+        });
+        decoded.unzip()
     }
 }
 

@@ -8,6 +8,7 @@ use prometheus_client::{
 pub(crate) struct Metrics {
     pub(crate) transitions: Counter,
     pub(crate) undecodable: Counter,
+    pub(crate) refused: Counter,
     pub(crate) position: Gauge,
     pub(crate) sent: Family<ByChannel, Counter>,
     pub(crate) failed: Family<ByChannel, Counter>,
@@ -25,6 +26,11 @@ impl Metrics {
         let mut add = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
         add("dunlin_alerting_transitions", "Alert transitions applied", &m.transitions);
         add("dunlin_alerting_undecodable", "Records of the alerts topic that were skipped", &m.undecodable);
+        add(
+            "dunlin_alerting_refused",
+            "Alert transitions that the registry refused and that were skipped",
+            &m.refused,
+        );
         registry.register(
             "dunlin_alerting_position",
             "Offset alerting has got to in the alerts topic",

@@ -44,6 +44,22 @@ pub enum RegistryError {
     NoRandomness,
 }
 
+impl RegistryError {
+    /// Whether the database works and refuses what it was given: it will refuse the same again.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Exists { .. } | Self::NotFound { .. } | Self::Damaged { .. } => true,
+            Self::Database(sqlx::Error::Encode(_)) => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                // "Other" is what the disk and the locks say; of it only "too big" and "mismatch" are about the data.
+                error.kind() != sqlx::error::ErrorKind::Other
+                    || error.code().is_some_and(|code| matches!(code.as_ref(), "18" | "20"))
+            }
+            Self::Database(_) | Self::Migration(_) | Self::NoRandomness => false,
+        }
+    }
+}
+
 const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 

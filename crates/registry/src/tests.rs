@@ -165,3 +165,27 @@ async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
     registry.notification_failed(&due[0].idempotency_key, "503", None).await.unwrap();
     assert_eq!(registry.notification_counts().await.unwrap(), [("dead".to_owned(), 1)]);
 }
+
+#[tokio::test]
+async fn what_is_refused_is_told_from_what_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let apply = async |value| {
+        let transition = AlertTransition { value, ..transition(AlertPhase::Firing, 1, 1) };
+        registry.apply_alerts("alerting", 0, &[transition], 1, &[], |_| String::new()).await
+    };
+    // SQLite has no NaN: it is NULL there, and no value may be.
+    assert!(apply(f64::NAN).await.unwrap_err().is_refusal());
+    assert_eq!(registry.position("alerting", 0).await.unwrap(), None, "nothing of it is left");
+
+    let other =
+        sqlx::SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("registry.db")))
+            .await
+            .unwrap();
+    sqlx::query("ALTER TABLE positions RENAME TO elsewhere").execute(&other).await.unwrap();
+    assert!(!apply(81.0).await.unwrap_err().is_refusal(), "a table that is not there may come back");
+    sqlx::query("ALTER TABLE elsewhere RENAME TO positions").execute(&other).await.unwrap();
+    assert_eq!(apply(81.0).await.unwrap().transitions, 1);
+    registry.close().await;
+    assert!(!apply(81.0).await.unwrap_err().is_refusal());
+}

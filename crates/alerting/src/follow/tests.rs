@@ -141,3 +141,45 @@ async fn many_commits_are_one_look() {
     let looks = journal.looks.load(SeqCst);
     assert!(looks <= looks_max, "{looks} looks, at most {looks_max}");
 }
+
+#[tokio::test]
+async fn what_the_registry_refuses_is_skipped_alone_and_blocks_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Watched::new();
+    let mut batch = Batch::default();
+    for (n, value) in [81.0, 82.0, f64::NAN, 83.0, f64::NAN, f64::NAN, 84.0].into_iter().enumerate() {
+        batch.push(&firing(&format!("d{n}"), value));
+        batch.push(b"not avro");
+    }
+    journal.append(ALERTS, batch).await.unwrap();
+    journal.say(Topic::Alerts, &firing("d7", f64::NAN)).await;
+
+    let mut follower = follower(journal.clone(), &dir).await;
+    while follower.step(ALERTS).await.unwrap() {}
+    assert_eq!(devices_with_alerts(&follower.registry).await, ["d0", "d1", "d3", "d6"]);
+    assert_eq!((follower.metrics.refused.get(), follower.metrics.transitions.get()), (4, 4));
+    assert_eq!(follower.registry.position(CONSUMER, 0).await.unwrap(), Some(15), "past all of it");
+
+    journal.say(Topic::Alerts, &firing("d8", 85.0)).await;
+    assert!(follower.step(ALERTS).await.unwrap());
+    assert_eq!(devices_with_alerts(&follower.registry).await.last().unwrap(), "d8");
+}
+
+#[tokio::test]
+async fn a_registry_that_fails_is_tried_again_with_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Watched::new();
+    for device in ["a", "b"] {
+        journal.say(Topic::Alerts, &firing(device, 81.0)).await;
+    }
+    let mut follower = follower(journal.clone(), &dir).await;
+    let from = follower.take_up(ALERTS).await.unwrap();
+    follower.registry.close().await;
+    assert!(matches!(follower.step(ALERTS).await, Err(FollowError::Apply(_))));
+    assert_eq!((follower.position, follower.metrics.refused.get()), (Some(from), 0), "nothing is skipped");
+
+    let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
+    follower.registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    assert!(follower.step(ALERTS).await.unwrap());
+    assert_eq!(devices_with_alerts(&follower.registry).await, ["a", "b"]);
+}
