@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
+    chain,
     channel::{Channel, SendError},
     config::Retry,
     metrics::{ByChannel, Metrics},
@@ -51,7 +52,11 @@ impl Dispatcher {
             let pause = match self.send_due(&mut stop).await {
                 Ok(pause) => pause,
                 Err(error) => {
-                    tracing::error!(channel = self.channel.name(), %error, "notifications wait");
+                    tracing::error!(
+                        channel = self.channel.name(),
+                        error = chain(&error),
+                        "notifications wait"
+                    );
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
@@ -98,18 +103,19 @@ impl Dispatcher {
             self.metrics.sent.get_or_create(&by).inc();
             return self.registry.notification_sent(key).await;
         };
+        let error = chain(&error);
         self.metrics.failed.get_or_create(&by).inc();
         let attempts = notification.attempts + 1;
         let retry_at =
             self.retry.pause(attempts, spread(key, attempts)).map(|pause| self.clock.now() + pause);
         match retry_at {
-            Some(_) => tracing::warn!(channel = by.channel, key, attempts, %error, "notification failed"),
+            Some(_) => tracing::warn!(channel = by.channel, key, attempts, error, "notification failed"),
             None => {
-                tracing::error!(channel = by.channel, key, attempts, %error, "notification given up");
+                tracing::error!(channel = by.channel, key, attempts, error, "notification given up");
                 self.metrics.given_up.get_or_create(&by).inc();
             }
         }
-        self.registry.notification_failed(key, &error.to_string(), retry_at).await
+        self.registry.notification_failed(key, &error, retry_at).await
     }
 }
 
