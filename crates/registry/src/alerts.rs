@@ -2,7 +2,7 @@ use dunlin_model::{AlertPhase, AlertTransition, Severity, TenantId, Timestamp};
 
 use crate::{Registry, RegistryError};
 
-/// Notifications that wait for one channel; those beyond are kept as dead at once.
+/// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
 
 /// One episode of a rule on a device.
@@ -127,7 +127,8 @@ impl Registry {
         Ok(count as u64)
     }
 
-    /// What is due on a channel, oldest first.
+    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one
+    /// is sent or given up.
     pub async fn due_notifications(
         &self,
         channel: &str,
@@ -135,7 +136,7 @@ impl Registry {
     ) -> Result<Vec<Notification>, RegistryError> {
         let rows: Vec<(String, String, i64)> = sqlx::query_as(
             "SELECT idempotency_key, body, attempts FROM notifications
-             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at LIMIT $3",
+             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at, created_seq LIMIT $3",
         )
         .bind(channel)
         .bind(self.clock.now().as_micros())
@@ -162,13 +163,16 @@ impl Registry {
     }
 
     pub async fn notification_sent(&self, idempotency_key: &str) -> Result<(), RegistryError> {
+        let mut tx = self.writer.begin().await?;
         sqlx::query(
             "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL
              WHERE idempotency_key = $1",
         )
         .bind(idempotency_key)
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await?;
+        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
+        tx.commit().await?;
         Ok(())
     }
 
@@ -179,6 +183,7 @@ impl Registry {
         error: &str,
         retry_at: Option<Timestamp>,
     ) -> Result<(), RegistryError> {
+        let mut tx = self.writer.begin().await?;
         sqlx::query(
             "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
              WHERE idempotency_key = $1",
@@ -187,18 +192,11 @@ impl Registry {
         .bind(if retry_at.is_some() { "due" } else { "dead" })
         .bind(error)
         .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await?;
+        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
+        tx.commit().await?;
         Ok(())
-    }
-
-    /// Notifications by state: due, sent, dead.
-    pub async fn notification_counts(&self) -> Result<Vec<(String, u64)>, RegistryError> {
-        let rows: Vec<(String, i64)> =
-            sqlx::query_as("SELECT state, COUNT(*) FROM notifications GROUP BY state ORDER BY state")
-                .fetch_all(&self.readers)
-                .await?;
-        Ok(rows.into_iter().map(|(state, count)| (state, count as u64)).collect())
     }
 
     /// Forgets what was sent, and the transitions behind it, before `before`. A replay that starts earlier than
@@ -209,7 +207,7 @@ impl Registry {
             .bind(before.as_micros())
             .execute(&mut *tx)
             .await?;
-        sqlx::query("DELETE FROM notifications WHERE state <> 'due' AND created_at < $1")
+        sqlx::query("DELETE FROM notifications WHERE state IN ('sent', 'dead') AND created_at < $1")
             .bind(before.as_micros())
             .execute(&mut *tx)
             .await?;
@@ -315,11 +313,15 @@ async fn queue(
 ) -> Result<u64, RegistryError> {
     let inserted = sqlx::query(
         "INSERT INTO notifications
-             (idempotency_key, channel, body, state, attempts, next_at, last_error, created_at)
-         SELECT $1, $2, $3, CASE WHEN q.is_full THEN 'dead' ELSE 'due' END, 0, $4,
-                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4
-         FROM (SELECT COUNT(*) >= $5 AS is_full FROM notifications
-               WHERE channel = $2 AND state = 'due') AS q
+             (idempotency_key, channel, fingerprint, body, state, attempts, next_at, last_error, created_at, created_seq)
+         SELECT $1, $2, $6, $3,
+                CASE WHEN q.is_full THEN 'dead' WHEN q.has_older THEN 'held' ELSE 'due' END, 0, $4,
+                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4, q.seq
+         FROM (SELECT (SELECT COUNT(*) FROM notifications
+                       WHERE channel = $2 AND state IN ('due', 'held')) >= $5 AS is_full,
+                      EXISTS (SELECT 1 FROM notifications
+                              WHERE channel = $2 AND fingerprint = $6 AND state IN ('due', 'held')) AS has_older,
+                      (SELECT COALESCE(MAX(created_seq), 0) + 1 FROM notifications) AS seq) AS q
          WHERE true
          ON CONFLICT (idempotency_key) DO NOTHING",
     )
@@ -328,9 +330,28 @@ async fn queue(
     .bind(body)
     .bind(now)
     .bind(NOTIFICATIONS_DUE_MAX)
+    .bind(t.fingerprint.to_string())
     .execute(tx)
     .await?;
     Ok(inserted.rows_affected())
+}
+
+/// The oldest that its alert still has to tell the channel of `idempotency_key` becomes due, if it is held.
+async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
+    sqlx::query(
+        "UPDATE notifications SET state = 'due', next_at = $2
+         WHERE state = 'held' AND idempotency_key = (
+             SELECT waiting.idempotency_key FROM notifications AS done
+             JOIN notifications AS waiting
+               ON waiting.channel = done.channel AND waiting.fingerprint = done.fingerprint
+             WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
+             ORDER BY waiting.created_seq LIMIT 1)",
+    )
+    .bind(idempotency_key)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 fn phase_name(phase: AlertPhase) -> &'static str {

@@ -124,7 +124,13 @@ async fn a_replayed_alert_changes_nothing_and_tells_nobody_again() {
         (alerts[0].phase, alerts[0].fired_at, alerts[0].resolved_at),
         (Resolved, Some(Timestamp::from_micros(5)), Some(Timestamp::from_micros(9)))
     );
-    assert_eq!(registry.due_notifications("webhook", 10).await.unwrap().len(), 2);
+    for told in [&history[1], &history[2]] {
+        let due = registry.due_notifications("webhook", 10).await.unwrap();
+        assert_eq!(due.iter().map(|n| &n.body).collect::<Vec<_>>(), [&told.id.to_string()]);
+        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+    }
+    assert_eq!(apply(&history, 3).await, AppliedAlerts::default(), "and not when they are sent either");
+    assert_eq!(registry.next_notification("webhook").await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -148,6 +154,99 @@ async fn an_alert_that_never_fired_is_cancelled_in_silence_and_each_episode_is_i
     assert_eq!(alerts.iter().map(|a| a.phase).collect::<Vec<_>>(), [Resolved, Cancelled]);
 }
 
+/// Of a channel's notifications, in the order of their making.
+async fn states(registry: &Registry, channel: &str) -> Vec<String> {
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT state FROM notifications WHERE channel = $1 ORDER BY created_seq")
+            .bind(channel)
+            .fetch_all(&registry.readers)
+            .await
+            .unwrap();
+    rows.into_iter().map(|(state,)| state).collect()
+}
+
+fn other_transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
+    let fingerprint = Fingerprint::of("default", "hot", "pump-2");
+    let id = TransitionId::of(fingerprint, phase, Timestamp::from_micros(since));
+    AlertTransition { id, fingerprint, device: "pump-2".into(), ..transition(phase, since, at) }
+}
+
+#[tokio::test]
+async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
+    use AlertPhase::*;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let say = |t: &AlertTransition| format!("{} {:?} {}", t.device, t.phase, t.since.as_micros());
+    let due = async || -> Vec<(String, String)> {
+        let due = registry.due_notifications("w", 10).await.unwrap();
+        due.into_iter().map(|n| (n.idempotency_key, n.body)).collect()
+    };
+    let channels = ["w".to_owned(), "other".to_owned()];
+    let first = [transition(Firing, 1, 1), transition(Resolved, 1, 2), other_transition(Firing, 1, 3)];
+    registry.apply_alerts("alerting", 0, &first, 3, &channels, say).await.unwrap();
+    let second = [transition(Firing, 5, 5), transition(Resolved, 5, 6)];
+    registry.apply_alerts("alerting", 0, &second, 5, &channels, say).await.unwrap();
+
+    let now = due().await;
+    assert_eq!([&now[0].1, &now[1].1], ["pump-1 Firing 1", "pump-2 Firing 1"], "one of each alert");
+    assert_eq!(now.len(), 2);
+    registry.notification_sent(&now[1].0).await.unwrap();
+
+    // The first is refused and waits: what comes after it waits, too, and nobody need look before.
+    let later = Timestamp::from_micros(1_800_000_000_000_000);
+    registry.notification_failed(&now[0].0, "503", Some(later)).await.unwrap();
+    assert_eq!(due().await, []);
+    assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
+    assert_eq!(states(&registry, "w").await, ["due", "held", "sent", "held", "held"]);
+    assert_eq!(states(&registry, "other").await, ["due", "held", "due", "held", "held"]);
+
+    registry.notification_failed(&now[0].0, "503", None).await.unwrap(); // Given up: the next one's turn.
+    for expected in ["pump-1 Resolved 1", "pump-1 Firing 5", "pump-1 Resolved 5"] {
+        let now = due().await;
+        assert_eq!(now.iter().map(|(_, body)| body).collect::<Vec<_>>(), [expected]);
+        registry.notification_sent(&now[0].0).await.unwrap();
+    }
+    assert_eq!(registry.next_notification("w").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn notifications_of_an_older_version_go_out_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("registry.db");
+    let old = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file).create_if_missing(true))
+        .await
+        .unwrap();
+    let mut before = sqlx::migrate!("./migrations");
+    before.migrations.to_mut().retain(|m| m.version <= 2);
+    before.run(&old).await.unwrap();
+    let history = [transition(AlertPhase::Firing, 1, 1), transition(AlertPhase::Resolved, 1, 2)];
+    for (t, phase, next_at) in [(&history[1], "resolved", 8), (&history[0], "firing", 9)] {
+        sqlx::query("INSERT INTO alert_transitions VALUES ($1, 'default', $2, $3, $4, 81.0, 7)")
+            .bind(t.id.to_string())
+            .bind(t.fingerprint.to_string())
+            .bind(phase)
+            .bind(t.at.as_micros())
+            .execute(&old)
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO notifications VALUES ($1, 'the-w', $2, 'due', 1, $3, NULL, 7)")
+            .bind(format!("{}-the-w", t.id))
+            .bind(phase)
+            .bind(next_at)
+            .execute(&old)
+            .await
+            .unwrap();
+    }
+    old.close().await;
+
+    let registry = registry(&dir).await;
+    for expected in ["firing", "resolved"] {
+        let due = registry.due_notifications("the-w", 10).await.unwrap();
+        assert_eq!(due.iter().map(|n| n.body.as_str()).collect::<Vec<_>>(), [expected]);
+        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -163,7 +262,7 @@ async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
     assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
 
     registry.notification_failed(&due[0].idempotency_key, "503", None).await.unwrap();
-    assert_eq!(registry.notification_counts().await.unwrap(), [("dead".to_owned(), 1)]);
+    assert_eq!(states(&registry, "w").await, ["dead"]);
 }
 
 #[tokio::test]

@@ -210,3 +210,22 @@ async fn a_stop_does_not_wait_for_receivers_and_the_next_start_sends_what_was_cu
     alerting.stop().await;
     assert_eq!(heard.iter().collect::<BTreeSet<_>>().len(), devices.len(), "each once: {heard:?}");
 }
+
+#[tokio::test]
+async fn an_end_is_told_after_its_beginning_though_that_fails_at_first() {
+    let lab = Lab::new().await;
+    let receiver = Arc::new(Receiver { refuse_first: 3, ..Receiver::default() });
+    let config = Config {
+        retry: Retry { attempts_max: 50, pause_first_ms: 200, pause_longest_ms: 200 },
+        channel: vec![webhook("hook", receiver.clone().serve().await)],
+    };
+    let alerting = lab.start(&config);
+    lab.say("a", AlertPhase::Firing).await;
+    lab.say("a", AlertPhase::Resolved).await;
+    let heard = receiver.taken(2).await;
+    alerting.stop().await;
+    let fingerprint = Fingerprint::of("default", "hot", "a");
+    let since = Timestamp::from_micros(1_700_000_000_000_000);
+    let said = [AlertPhase::Firing, AlertPhase::Resolved];
+    assert_eq!(heard, said.map(|phase| format!("{}-hook", TransitionId::of(fingerprint, phase, since))));
+}
