@@ -9,10 +9,11 @@ mod config;
 mod dispatch; // from the registry to people
 mod follow; // from the topic into the registry
 mod metrics;
+mod trim; // what is over, when it is old
 
 use std::{sync::Arc, time::Duration};
 
-pub use config::{ChannelConfig, Config, InvalidConfig, Retry};
+pub use config::{ALERTS_KEPT_DEFAULT, ChannelConfig, Config, InvalidConfig, Retry};
 use dunlin_journal::Journal;
 use dunlin_model::Clock;
 use dunlin_registry::Registry;
@@ -21,7 +22,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::{channel::Channel, dispatch::Dispatcher, follow::Follower, metrics::Metrics};
+use self::{channel::Channel, dispatch::Dispatcher, follow::Follower, metrics::Metrics, trim::Trimmer};
 
 /// Running alerting.
 #[derive(Debug)]
@@ -71,6 +72,13 @@ impl Alerting {
             };
             tasks.spawn(dispatcher.run(stopped.clone()));
         }
+        let trimmer = Trimmer {
+            registry: registry.clone(),
+            clock,
+            kept: Duration::from_secs(config.kept_seconds),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(trimmer.run(stopped.clone()));
         let follower = Follower { journal, registry, channels: queued, metrics, position: None };
         tasks.spawn(follower.run(stopped));
         Ok(Self { stop, tasks })

@@ -9,6 +9,7 @@ pub(crate) struct Metrics {
     pub(crate) transitions: Counter,
     pub(crate) undecodable: Counter,
     pub(crate) refused: Counter,
+    pub(crate) trimmed: Counter,
     pub(crate) position: Gauge,
     pub(crate) sent: Family<ByChannel, Counter>,
     pub(crate) failed: Family<ByChannel, Counter>,
@@ -31,6 +32,7 @@ impl Metrics {
             "Alert transitions that the registry refused and that were skipped",
             &m.refused,
         );
+        add("dunlin_alerting_trimmed", "Rows of alerts that are over, forgotten by age", &m.trimmed);
         registry.register(
             "dunlin_alerting_position",
             "Offset alerting has got to in the alerts topic",

@@ -5,6 +5,9 @@ use crate::{Registry, RegistryError};
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
 
+/// Rows deleted in one transaction.
+const TRIM_STEP_ROWS: i64 = 1_000;
+
 /// One episode of a rule on a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alert {
@@ -44,6 +47,14 @@ pub struct AlertFilter {
 pub struct AppliedAlerts {
     /// Transitions seen for the first time.
     pub transitions: u64,
+    pub notifications: u64,
+}
+
+/// Rows that were forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TrimmedAlerts {
+    pub transitions: u64,
+    pub alerts: u64,
     pub notifications: u64,
 }
 
@@ -199,20 +210,56 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets what was sent, and the transitions behind it, before `before`. A replay that starts earlier than
-    /// this would tell people again, so it is far longer than the journal's retention.
-    pub async fn trim_alerts(&self, before: Timestamp) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query("DELETE FROM alert_transitions WHERE applied_at < $1")
-            .bind(before.as_micros())
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM notifications WHERE state IN ('sent', 'dead') AND created_at < $1")
-            .bind(before.as_micros())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(())
+    /// Forgets the transitions, the alerts that are over and the notifications that are through from before
+    /// `before`; what is open or still to be sent stays. A replay that starts earlier than this would tell people
+    /// again, so it is far longer than the journal's retention.
+    pub async fn trim_alerts(&self, before: Timestamp) -> Result<TrimmedAlerts, RegistryError> {
+        Ok(TrimmedAlerts {
+            transitions: self
+                .delete_in_steps(
+                    "DELETE FROM alert_transitions WHERE id IN (
+                         SELECT id FROM alert_transitions WHERE applied_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+            alerts: self
+                .delete_in_steps(
+                    "DELETE FROM alerts WHERE (tenant, fingerprint, since) IN (
+                         SELECT tenant, fingerprint, since FROM alerts
+                         WHERE phase IN ('resolved', 'cancelled') AND updated_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+            notifications: self
+                .delete_in_steps(
+                    "DELETE FROM notifications WHERE idempotency_key IN (
+                         SELECT idempotency_key FROM notifications
+                         WHERE state IN ('sent', 'dead') AND created_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+        })
+    }
+
+    /// In small transactions, so that devices and alerts get their turn in between.
+    async fn delete_in_steps(
+        &self,
+        statement: &'static str,
+        before: Timestamp,
+    ) -> Result<u64, RegistryError> {
+        let mut deleted = 0;
+        loop {
+            let step = sqlx::query(statement)
+                .bind(before.as_micros())
+                .bind(TRIM_STEP_ROWS)
+                .execute(&self.writer)
+                .await?
+                .rows_affected();
+            deleted += step;
+            if step < TRIM_STEP_ROWS as u64 {
+                return Ok(deleted);
+            }
+        }
     }
 }
 

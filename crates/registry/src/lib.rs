@@ -10,7 +10,7 @@ mod alerts; // what is wrong, and who has been told
 
 use std::{path::Path, time::Duration};
 
-pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification};
+pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification, TrimmedAlerts};
 pub use devices::{Device, NewDevice};
 use dunlin_model::Clock;
 use sqlx::sqlite::{

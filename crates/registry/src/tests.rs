@@ -288,3 +288,46 @@ async fn what_is_refused_is_told_from_what_fails() {
     registry.close().await;
     assert!(!apply(81.0).await.unwrap_err().is_refusal());
 }
+
+#[tokio::test]
+async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays() {
+    use AlertPhase::*;
+    const AN_HOUR: i64 = 3_600_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let hands = now.clone();
+    let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
+    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    let channels = ["w".to_owned()];
+    let over: Vec<_> =
+        (1..=1_200).flat_map(|n| [transition(Pending, n, n), transition(Cancelled, n, n)]).collect();
+    let told = [transition(Firing, 2_000, 2_000), transition(Resolved, 2_000, 2_001)];
+    let open = [other_transition(Firing, 1, 1)];
+    let fresh = [transition(Firing, 3_000, 3_000), transition(Resolved, 3_000, 3_001)];
+    for (at, history) in [(0, &over[..]), (0, &told), (0, &open), (AN_HOUR, &fresh)] {
+        now.store(at, std::sync::atomic::Ordering::SeqCst);
+        registry.apply_alerts("alerting", 0, history, 1, &channels, |_| String::new()).await.unwrap();
+    }
+    // One is sent, and its end is due; the open one's is sent; the fresh ones are held.
+    for n in registry.due_notifications("w", 10).await.unwrap() {
+        registry.notification_sent(&n.idempotency_key).await.unwrap();
+    }
+    assert_eq!(states(&registry, "w").await, ["sent", "due", "sent", "held", "held"]);
+
+    let trimmed = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
+    assert_eq!(trimmed, TrimmedAlerts { transitions: 2_403, alerts: 1_201, notifications: 2 });
+    assert_eq!(states(&registry, "w").await, ["due", "held", "held"]);
+    let all = AlertFilter { phase: None, limit: 9 };
+    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
+    assert_eq!(
+        alerts.iter().map(|a| (a.device.as_str(), a.phase)).collect::<Vec<_>>(),
+        [("pump-1", Resolved), ("pump-2", Firing)]
+    );
+    assert_eq!(
+        registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap(),
+        TrimmedAlerts::default()
+    );
+
+    let again = registry.apply_alerts("alerting", 0, &open, 1, &channels, |_| String::new()).await.unwrap();
+    assert_eq!(again.notifications, 0, "an alert that is open is not told again");
+}

@@ -126,7 +126,8 @@ fn webhook(name: &str, url: String) -> ChannelConfig {
 }
 
 fn impatient(channel: Vec<ChannelConfig>) -> Config {
-    Config { retry: Retry { attempts_max: 50, pause_first_ms: 10, pause_longest_ms: 50 }, channel }
+    let retry = Retry { attempts_max: 50, pause_first_ms: 10, pause_longest_ms: 50 };
+    Config { retry, channel, ..Config::default() }
 }
 
 #[tokio::test]
@@ -218,6 +219,7 @@ async fn an_end_is_told_after_its_beginning_though_that_fails_at_first() {
     let config = Config {
         retry: Retry { attempts_max: 50, pause_first_ms: 200, pause_longest_ms: 200 },
         channel: vec![webhook("hook", receiver.clone().serve().await)],
+        ..Config::default()
     };
     let alerting = lab.start(&config);
     lab.say("a", AlertPhase::Firing).await;
