@@ -136,9 +136,19 @@ impl Follower {
         vec![(middle..part.end, next), (part.start..middle, offsets[middle])]
     }
 
+    /// Where the registry says it is. A journal that ends before that was replaced, or lost what it had.
     async fn take_up(&mut self, at: Partition) -> Result<Offset, FollowError> {
-        let oldest = self.journal.extent(at).oldest;
-        let position = self.registry.position(CONSUMER, at.index).await?.map_or(oldest, Offset);
+        let extent = self.journal.extent(at);
+        let mut position = self.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
+        if position > extent.next {
+            tracing::warn!(
+                partition = %at, %position, end = %extent.next,
+                "alerting is ahead of the journal; going on from the journal's end"
+            );
+            position = extent.next;
+            // Kept, or a journal that has grown past the old position would be skipped up to it by a later start.
+            self.apply(at, &[], &[], position).await?;
+        }
         self.position = Some(position);
         self.metrics.position.set(position.0 as i64);
         Ok(position)

@@ -183,3 +183,32 @@ async fn a_registry_that_fails_is_tried_again_with_all_of_it() {
     assert!(follower.step(ALERTS).await.unwrap());
     assert_eq!(devices_with_alerts(&follower.registry).await, ["a", "b"]);
 }
+
+#[tokio::test]
+async fn a_journal_that_ends_before_the_position_is_followed_from_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Watched::new();
+    journal.say(Topic::Alerts, &firing("before", 81.0)).await;
+    let mut follower = follower(journal.clone(), &dir).await;
+    follower.registry.apply_alerts(CONSUMER, 0, &[], 1_000, &[], body).await.unwrap();
+
+    assert!(!follower.step(ALERTS).await.unwrap());
+    assert_eq!(follower.registry.position(CONSUMER, 0).await.unwrap(), Some(1), "a later start knows, too");
+    journal.say(Topic::Alerts, &firing("after", 81.0)).await;
+    assert!(follower.step(ALERTS).await.unwrap());
+    assert_eq!(devices_with_alerts(&follower.registry).await, ["after"]);
+}
+
+#[tokio::test]
+async fn what_retention_took_is_passed() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Watched::new();
+    let mut follower = follower(journal.clone(), &dir).await;
+    assert!(!follower.step(ALERTS).await.unwrap());
+    for device in ["gone", "kept"] {
+        journal.say(Topic::Alerts, &firing(device, 81.0)).await;
+    }
+    journal.journal.trim(ALERTS, Offset(1));
+    while follower.step(ALERTS).await.unwrap() {}
+    assert_eq!(devices_with_alerts(&follower.registry).await, ["kept"]);
+}
