@@ -21,8 +21,9 @@ enum Way {
 pub(crate) enum SendError {
     #[error("the receiver answered {0}")]
     Refused(reqwest::StatusCode),
-    #[error("no answer: {0}")]
-    NoAnswer(String),
+    /// Without the address: it may hold a secret.
+    #[error("no answer")]
+    NoAnswer(#[source] reqwest::Error),
 }
 
 impl Channel {
@@ -59,12 +60,34 @@ impl Channel {
                     .body(notification.body.clone())
                     .send()
                     .await
-                    .map_err(|error| SendError::NoAnswer(dunlin_model::chain(&error.without_url())))?;
+                    .map_err(|error| SendError::NoAnswer(error.without_url()))?;
                 match answer.status() {
                     status if status.is_success() => Ok(()),
                     status => Err(SendError::Refused(status)),
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_receiver_that_is_not_there_is_told_with_its_cause_and_without_its_address() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("http://{nobody}/hook?key=secret");
+        let config = ChannelConfig::Webhook { name: "hook".into(), url, timeout_seconds: 60 };
+        let notification = Notification {
+            idempotency_key: "1-hook".into(),
+            channel: "hook".into(),
+            body: "{}".into(),
+            attempts: 0,
+        };
+        let error = Channel::new(&config).unwrap().send(&notification).await.unwrap_err();
+        let text = dunlin_model::chain(&error);
+        assert!(text.starts_with("no answer: ") && text.to_lowercase().contains("refused"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
     }
 }

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub retry: Retry,
+    /// How long alerts that are over are remembered, with what was told of them. Longer than the journal keeps its
+    /// records: a replay of what is forgotten tells people again.
+    pub kept_seconds: u64,
     /// Everybody in this list hears of every alert that fires or resolves.
     pub channel: Vec<ChannelConfig>,
-    /// How long ended alerts and sent notifications are kept. A replay of older records would tell people again.
-    pub keep_seconds: u64,
 }
 
-/// 400 days: last year's alerts can be compared with this year's.
-const KEEP_SECONDS: u64 = 400 * 86_400;
-/// Longer than this is a mistake.
-const KEEP_SECONDS_MAX: u64 = 100 * 365 * 86_400;
+/// Alerts that are over are remembered for 400 days, unless `kept_seconds` says otherwise.
+pub const ALERTS_KEPT_DEFAULT: Duration = Duration::from_secs(400 * 86_400);
+const ALERTS_KEPT_MIN: Duration = Duration::from_secs(86_400);
 
 /// A channel; its name is unique.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ pub struct Retry {
 impl Default for Config {
     fn default() -> Self {
         let log = ChannelConfig::Log { name: "log".into() };
-        Self { retry: Retry::default(), channel: vec![log], keep_seconds: KEEP_SECONDS }
+        Self { retry: Retry::default(), kept_seconds: ALERTS_KEPT_DEFAULT.as_secs(), channel: vec![log] }
     }
 }
 
@@ -75,15 +75,12 @@ pub enum InvalidConfig {
     Url { channel: String, url: String },
     #[error("alerting.retry.attempts_max must be at least 1")]
     NoAttempts,
-    #[error("alerting.keep_seconds is at most {KEEP_SECONDS_MAX}, a hundred years")]
-    KeepTooLong,
+    #[error("alerting.kept_seconds must be at least {}", ALERTS_KEPT_MIN.as_secs())]
+    KeptTooShort,
 }
 
 impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
-        if self.keep_seconds > KEEP_SECONDS_MAX {
-            return Err(InvalidConfig::KeepTooLong);
-        }
         let mut names = BTreeSet::new();
         for channel in &self.channel {
             if !names.insert(channel.name()) {
@@ -94,6 +91,9 @@ impl Config {
             {
                 return Err(InvalidConfig::Url { channel: name.clone(), url: url.clone() });
             }
+        }
+        if self.kept_seconds < ALERTS_KEPT_MIN.as_secs() {
+            return Err(InvalidConfig::KeptTooShort);
         }
         match self.retry.attempts_max {
             0 => Err(InvalidConfig::NoAttempts),
@@ -118,6 +118,13 @@ impl Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alerts_are_kept_for_a_day_at_least() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let short = Config { kept_seconds: ALERTS_KEPT_MIN.as_secs() - 1, ..Config::default() };
+        assert_eq!(short.check(), Err(InvalidConfig::KeptTooShort));
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_then_it_is_given_up() {

@@ -1,12 +1,15 @@
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
-use dunlin_model::{AlertTransition, Clock, chain};
+use dunlin_model::{AlertTransition, Clock};
 use dunlin_registry::{Notification, Registry, RegistryError};
 use tokio::sync::{Notify, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    channel::Channel,
+    channel::{Channel, SendError},
     config::Retry,
     metrics::{ByChannel, Metrics},
 };
@@ -44,30 +47,20 @@ pub(crate) fn body(t: &AlertTransition) -> String {
 
 impl Dispatcher {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        // A sending that is cut off is repeated by the next start, with the same key.
-        let stopped = async {
-            let _ended = stop.wait_for(|stop| *stop).await;
-        };
-        tokio::select! {
-            () = stopped => {}
-            () = self.serve() => {}
-        }
-    }
-
-    async fn serve(&self) {
-        loop {
-            let pause = match self.send_due().await {
+        while !*stop.borrow() {
+            let pause = match self.send_due(&mut stop).await {
                 Ok(pause) => pause,
                 Err(error) => {
                     tracing::error!(
                         channel = self.channel.name(),
-                        error = chain(&error),
+                        error = dunlin_model::chain(&error),
                         "notifications wait"
                     );
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
             tokio::select! {
+                _ = stop.wait_for(|asked| *asked) => return,
                 _ = self.wake.notified() => {}
                 _ = pause_of(pause) => {}
             }
@@ -75,38 +68,53 @@ impl Dispatcher {
     }
 
     /// Sends all that is due, and says how long there is nothing more to do; `None` if nothing waits.
-    async fn send_due(&self) -> Result<Option<Duration>, RegistryError> {
+    async fn send_due(&self, stop: &mut watch::Receiver<bool>) -> Result<Option<Duration>, RegistryError> {
         loop {
+            if *stop.borrow() {
+                return Ok(None);
+            }
             let due = self.registry.due_notifications(self.channel.name(), DUE_AT_ONCE_MAX).await?;
             if due.is_empty() {
                 let next = self.registry.next_notification(self.channel.name()).await?;
                 return Ok(next.map(|at| at.since(self.clock.now())));
             }
             for notification in &due {
-                self.send(notification).await?;
+                // A receiver may take its time to answer; the stop does not. What is cut off stays due, and is sent
+                // by the next start with the same key.
+                let sent = tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|asked| *asked) => return Ok(None),
+                    sent = self.channel.send(notification) => sent,
+                };
+                self.remember(notification, sent).await?;
             }
         }
     }
 
-    async fn send(&self, notification: &Notification) -> Result<(), RegistryError> {
+    async fn remember(
+        &self,
+        notification: &Notification,
+        sent: Result<(), SendError>,
+    ) -> Result<(), RegistryError> {
         let by = ByChannel { channel: self.channel.name().to_owned() };
         let key = &notification.idempotency_key;
-        let Err(error) = self.channel.send(notification).await else {
+        let Err(error) = sent else {
             self.metrics.sent.get_or_create(&by).inc();
             return self.registry.notification_sent(key).await;
         };
+        let error = dunlin_model::chain(&error);
         self.metrics.failed.get_or_create(&by).inc();
         let attempts = notification.attempts + 1;
         let retry_at =
             self.retry.pause(attempts, spread(key, attempts)).map(|pause| self.clock.now() + pause);
         match retry_at {
-            Some(_) => tracing::warn!(channel = by.channel, key, attempts, %error, "notification failed"),
+            Some(_) => tracing::warn!(channel = by.channel, key, attempts, error, "notification failed"),
             None => {
-                tracing::error!(channel = by.channel, key, attempts, %error, "notification given up");
+                tracing::error!(channel = by.channel, key, attempts, error, "notification given up");
                 self.metrics.given_up.get_or_create(&by).inc();
             }
         }
-        self.registry.notification_failed(key, &error.to_string(), retry_at).await
+        self.registry.notification_failed(key, &error, retry_at).await
     }
 }
 

@@ -1,8 +1,11 @@
-use std::{sync::Arc, time::Duration};
+#[cfg(test)]
+mod tests;
 
-use dunlin_journal::{Entries, Extent, Journal, Offset, Partition, ReadError, Topic};
-use dunlin_model::{AlertTransition, avro::Datum, chain};
-use dunlin_registry::{AppliedAlerts, Registry, RegistryError};
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_model::{AlertTransition, avro::Datum};
+use dunlin_registry::{Registry, RegistryError};
 use tokio::sync::{Notify, watch};
 
 use crate::{CONSUMER, dispatch::body, metrics::Metrics};
@@ -14,10 +17,15 @@ pub(crate) struct Follower {
     /// Names of the channels, and what wakes their dispatchers.
     pub(crate) channels: Vec<(String, Arc<Notify>)>,
     pub(crate) metrics: Metrics,
+    /// Where it has got to; the registry is asked once, and no more while the topic does not grow.
+    pub(crate) position: Option<Offset>,
 }
 
 const READ_BYTES_MAX: usize = 256 << 10;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
+/// The journal's progress is that of all topics, so most of it is none of ours: no look sooner than this after one
+/// that found nothing.
+const GATHER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
@@ -28,37 +36,34 @@ enum FollowError {
 }
 
 impl Follower {
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let at = Partition::new(Topic::Alerts, 0);
         let mut progress = self.journal.progress();
-        let mut known = None;
         while !*stop.borrow() {
             // Seen before the look, so that what comes during the look wakes us after it.
             progress.borrow_and_update();
-            let pause = match self.step(at, &mut known).await {
+            let pause = match self.step(at).await {
                 Ok(true) => continue,
                 Ok(false) => None,
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "alerts wait");
+                    tracing::error!(error = dunlin_model::chain(&error), "alerts wait");
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
             tokio::select! {
-                _ = stop.changed() => return,
+                _ = stop.wait_for(|asked| *asked) => return,
                 _ = wait(&mut progress, pause) => {}
             }
         }
     }
 
-    /// One stretch of the topic; false if there is nothing new. `known` is the position as the registry has it: the
-    /// journal moves with every message of every device, and nobody need be asked for each.
-    async fn step(&self, at: Partition, known: &mut Option<Offset>) -> Result<bool, FollowError> {
-        let extent = self.journal.extent(at);
-        let from = match *known {
-            Some(from) => from,
-            None => *known.insert(self.resume(at, extent).await?),
+    /// One stretch of the topic; false if there is nothing new.
+    async fn step(&mut self, at: Partition) -> Result<bool, FollowError> {
+        let from = match self.position {
+            Some(position) => position,
+            None => self.take_up(at).await?,
         };
-        if from >= extent.next {
+        if from == self.journal.extent(at).next {
             return Ok(false);
         }
         let entries = match self.journal.read(at, from, READ_BYTES_MAX).await {
@@ -69,73 +74,98 @@ impl Follower {
             read => read?,
         };
         let Some(next) = entries.last().map(Entries::next) else { return Ok(false) };
-        *known = None; // Until the registry has the new one.
-        let applied = self.apply(at, &self.decode(&entries), next).await?;
-        *known = Some(next);
-        self.metrics.transitions.inc_by(applied.transitions);
-        self.metrics.position.set(next.0 as i64);
-        if applied.notifications > 0 {
-            self.channels.iter().for_each(|(_, wake)| wake.notify_one());
-        }
+        let (offsets, transitions) = self.decode(&entries);
+        self.apply(at, &offsets, &transitions, next).await?;
         if let Err(error) = self.journal.commit(CONSUMER, at, next).await {
-            tracing::warn!(%error, "the journal did not take alerting's position; it keeps more than it must");
+            tracing::warn!(
+                error = dunlin_model::chain(&error),
+                "the journal did not take alerting's position; it keeps more than it must"
+            );
         }
         Ok(true)
     }
 
-    /// Where an earlier run has got to.
-    async fn resume(&self, at: Partition, extent: Extent) -> Result<Offset, RegistryError> {
-        let position = self.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
-        if position > extent.next {
-            tracing::error!(%position, end = %extent.next, "the journal is not the one that alerting has read; it goes on at its end");
-            return Ok(extent.next);
+    /// Applies a stretch that ends at `next`. If the registry refuses it, its halves, and theirs, so that all is
+    /// applied, in order, but the very transitions that are refused.
+    async fn apply(
+        &mut self,
+        at: Partition,
+        offsets: &[Offset],
+        transitions: &[AlertTransition],
+        next: Offset,
+    ) -> Result<(), RegistryError> {
+        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
+        let mut left = vec![(0..transitions.len(), next)];
+        while let Some((part, next)) = left.pop() {
+            let stretch = &transitions[part.clone()];
+            let applied =
+                match self.registry.apply_alerts(CONSUMER, at.index, stretch, next.0, &names, body).await {
+                    Err(error) if error.is_refusal() && !stretch.is_empty() => {
+                        left.extend(self.without_refused(offsets, stretch, part, next, &error));
+                        continue;
+                    }
+                    applied => applied?,
+                };
+            self.metrics.transitions.inc_by(applied.transitions);
+            self.position = Some(next);
+            self.metrics.position.set(next.0 as i64);
+            if applied.notifications > 0 {
+                self.channels.iter().for_each(|(_, wake)| wake.notify_one());
+            }
         }
+        Ok(())
+    }
+
+    /// What to apply instead of a refused part, the last first: its halves, or nothing but its end.
+    fn without_refused(
+        &self,
+        offsets: &[Offset],
+        stretch: &[AlertTransition],
+        part: Range<usize>,
+        next: Offset,
+        error: &RegistryError,
+    ) -> Vec<(Range<usize>, Offset)> {
+        if let [refused] = stretch {
+            self.metrics.refused.inc();
+            tracing::error!(
+                offset = %offsets[part.start], transition = ?refused, error = dunlin_model::chain(error), "alert transition skipped"
+            );
+            return vec![(part.end..part.end, next)];
+        }
+        let middle = part.start + part.len() / 2;
+        vec![(middle..part.end, next), (part.start..middle, offsets[middle])]
+    }
+
+    /// Where the registry says it is. A journal that ends before that was replaced, or lost what it had.
+    async fn take_up(&mut self, at: Partition) -> Result<Offset, FollowError> {
+        let extent = self.journal.extent(at);
+        let mut position = self.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
+        if position > extent.next {
+            tracing::warn!(
+                partition = %at, %position, end = %extent.next,
+                "alerting is ahead of the journal; going on from the journal's end"
+            );
+            position = extent.next;
+            // Kept, or a journal that has grown past the old position would be skipped up to it by a later start.
+            self.apply(at, &[], &[], position).await?;
+        }
+        self.position = Some(position);
+        self.metrics.position.set(position.0 as i64);
         Ok(position)
     }
 
-    /// All at once; if one of them is at fault, one by one without it, so that it blocks nobody.
-    async fn apply(
-        &self,
-        at: Partition,
-        transitions: &[AlertTransition],
-        next: Offset,
-    ) -> Result<AppliedAlerts, RegistryError> {
-        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
-        let apply = async |some: &[AlertTransition], next: Offset| {
-            self.registry.apply_alerts(CONSUMER, at.index, some, next.0, &names, body).await
-        };
-        match apply(transitions, next).await {
-            Err(error) if error.is_of_the_data() => {}
-            outcome => return outcome,
-        }
-        let mut all = AppliedAlerts::default();
-        let before = self.registry.position(CONSUMER, at.index).await?.map_or(Offset::ZERO, Offset);
-        for transition in transitions {
-            match apply(std::slice::from_ref(transition), before).await {
-                Ok(applied) => all += applied,
-                Err(error) if error.is_of_the_data() => {
-                    self.metrics.unusable.inc();
-                    tracing::error!(?transition, error = chain(&error), "alert transition skipped");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        all += apply(&[], next).await?;
-        Ok(all)
-    }
-
-    fn decode(&self, entries: &[Entries]) -> Vec<AlertTransition> {
-        let mut transitions = Vec::new();
-        for entry in entries.iter().flat_map(Entries::iter) {
+    fn decode(&self, entries: &[Entries]) -> (Vec<Offset>, Vec<AlertTransition>) {
+        let decoded = entries.iter().flat_map(Entries::iter).filter_map(|entry| {
             match AlertTransition::decode(entry.bytes) {
-                Ok(transition) => transitions.push(transition),
+                Ok(transition) => Some((entry.offset, transition)),
                 Err(error) => {
-                    self.metrics.unusable.inc();
-                    tracing::error!(offset = %entry.offset, %error, "alert transition skipped");
+                    self.metrics.undecodable.inc();
+                    tracing::error!(offset = %entry.offset, error = dunlin_model::chain(&error), "alert transition skipped");
+                    None
                 }
             }
-        }
-        transitions
+        });
+        decoded.unzip()
     }
 }
 
@@ -144,6 +174,7 @@ async fn wait(progress: &mut watch::Receiver<u64>, pause: Option<Duration>) {
         Some(pause) => tokio::time::sleep(pause).await,
         // An error means the journal is gone; then only the stop is left to wait for.
         None => {
+            tokio::time::sleep(GATHER).await;
             if progress.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

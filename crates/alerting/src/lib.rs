@@ -9,19 +9,20 @@ mod config;
 mod dispatch; // from the registry to people
 mod follow; // from the topic into the registry
 mod metrics;
+mod trim; // what is over, when it is old
 
 use std::{sync::Arc, time::Duration};
 
-pub use config::{ChannelConfig, Config, InvalidConfig, Retry};
+pub use config::{ALERTS_KEPT_DEFAULT, ChannelConfig, Config, InvalidConfig, Retry};
 use dunlin_journal::Journal;
-use dunlin_model::{Clock, chain};
+use dunlin_model::Clock;
 use dunlin_registry::Registry;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
 
-use self::{channel::Channel, dispatch::Dispatcher, follow::Follower, metrics::Metrics};
+use self::{channel::Channel, dispatch::Dispatcher, follow::Follower, metrics::Metrics, trim::Trimmer};
 
 /// Running alerting.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ pub enum StartError {
 
 /// The name under which alerting commits its position.
 pub const CONSUMER: &str = "alerting";
+
+/// A registry that does not answer holds the stop up no longer than this.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 impl Alerting {
     /// Starts on the current tokio runtime.
@@ -68,30 +72,28 @@ impl Alerting {
             };
             tasks.spawn(dispatcher.run(stopped.clone()));
         }
-        tasks.spawn(trim(registry.clone(), clock, Duration::from_secs(config.keep_seconds), stopped.clone()));
-        let follower = Follower { journal, registry, channels: queued, metrics };
+        let trimmer = Trimmer {
+            registry: registry.clone(),
+            clock,
+            kept: Duration::from_secs(config.kept_seconds),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(trimmer.run(stopped.clone()));
+        let follower = Follower { journal, registry, channels: queued, metrics, position: None };
         tasks.spawn(follower.run(stopped));
         Ok(Self { stop, tasks })
     }
 
-    /// Ends after what is being applied. What waits or is cut off is sent by the next start.
+    /// Ends in seconds, after what is being applied. What is being sent is cut off, and sent by the next start as
+    /// all that waits.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-const TRIM_EVERY: Duration = Duration::from_secs(3600);
-
-/// Forgets, now and then, what ended long ago.
-async fn trim(registry: Registry, clock: Clock, keep: Duration, mut stop: watch::Receiver<bool>) {
-    while !*stop.borrow() {
-        if let Err(error) = registry.trim_alerts(clock.now() - keep).await {
-            tracing::warn!(error = chain(&error), "old alerts are not trimmed");
-        }
-        tokio::select! {
-            _ = stop.changed() => return,
-            () = tokio::time::sleep(TRIM_EVERY) => {}
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_MAX, all).await.is_err() {
+            tracing::warn!(
+                "alerting waits for the registry still and is cut off; the next start does it again"
+            );
+            self.tasks.shutdown().await;
         }
     }
 }

@@ -7,7 +7,9 @@ use prometheus_client::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
     pub(crate) transitions: Counter,
-    pub(crate) unusable: Counter,
+    pub(crate) undecodable: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) trimmed: Counter,
     pub(crate) position: Gauge,
     pub(crate) sent: Family<ByChannel, Counter>,
     pub(crate) failed: Family<ByChannel, Counter>,
@@ -24,7 +26,13 @@ impl Metrics {
         let m = Self::default();
         let mut add = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
         add("dunlin_alerting_transitions", "Alert transitions applied", &m.transitions);
-        add("dunlin_alerting_unusable", "Records of the alerts topic that were skipped", &m.unusable);
+        add("dunlin_alerting_undecodable", "Records of the alerts topic that were skipped", &m.undecodable);
+        add(
+            "dunlin_alerting_refused",
+            "Alert transitions that the registry refused and that were skipped",
+            &m.refused,
+        );
+        add("dunlin_alerting_trimmed", "Rows of alerts that are over, forgotten by age", &m.trimmed);
         registry.register(
             "dunlin_alerting_position",
             "Offset alerting has got to in the alerts topic",

@@ -22,7 +22,7 @@ use std::{
 
 use alert::{Episode, Step, Stretch, Verdict};
 use dunlin_journal::Offset;
-use dunlin_model::{AlertTransition, Fingerprint, Record, Severity, Timestamp, TransitionId};
+use dunlin_model::{AlertTransition, Fingerprint, Record, Severity, TimeSource, Timestamp, TransitionId};
 use hashbrown::HashTable;
 use index::Index;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,10 @@ use crate::{
     copies::{RecentIds, device_hash},
     rules::{Rule, RuleSet},
 };
+
+/// Records of one partition are stamped by several threads; what is further back than this was stamped by a clock
+/// that was set right.
+const CLOCK_UNEVENNESS_MAX: Duration = Duration::from_secs(60);
 
 /// How the rules treat time, and how much they may keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,7 +152,7 @@ impl Engine {
 
     /// Takes in the next record; what it brings about is added to `out`.
     pub fn evaluate(&mut self, record: &Record<'_>, offset: Offset, out: &mut Vec<AlertTransition>) -> Fate {
-        self.newest_received = self.newest_received.max(record.received_at);
+        self.follow_clock(record.received_at);
         self.run_due(out);
         let hash = device_hash(record.tenant, record.device);
         let fate = match self.copies.observe(record, hash, offset) {
@@ -161,8 +165,16 @@ impl Engine {
 
     /// What the passing of time alone brings about. `now` must not be ahead of any record still to come.
     pub fn tick(&mut self, now: Timestamp, out: &mut Vec<AlertTransition>) {
-        self.newest_received = self.newest_received.max(now);
+        self.follow_clock(now);
         self.run_due(out);
+    }
+
+    /// The server's clock goes on, a little unevenly over its threads. If it was ahead and is set right, silence is
+    /// measured from there: else everybody would count as silent for as long as it was ahead.
+    fn follow_clock(&mut self, now: Timestamp) {
+        if now > self.newest_received || now + CLOCK_UNEVENNESS_MAX < self.newest_received {
+            self.newest_received = now;
+        }
     }
 
     /// Goes on with other rules. What an unchanged rule knows stays; what another one was firing is resolved.
@@ -217,6 +229,9 @@ impl Engine {
             None => self.insert(record, hash, out),
         };
         let Some(device) = &mut self.devices[slot as usize] else { return Fate::Failed };
+        if record.received_at + CLOCK_UNEVENNESS_MAX < device.heard_at {
+            device.clock_was_ahead(record);
+        }
         device.heard_at = device.heard_at.max(record.received_at);
         if record.time < device.watermark {
             return Fate::Late;
@@ -395,6 +410,20 @@ impl Limits {
 }
 
 impl Device {
+    /// The server's clock was ahead when this device was last heard, and is right again. What was filed under the
+    /// wrong time must not make all that follows look late.
+    fn clock_was_ahead(&mut self, record: &Record<'_>) {
+        self.heard_at = record.received_at;
+        self.newest_received_at = self.newest_received_at.min(record.received_at);
+        self.queued_second = i64::MAX;
+        if record.time_source != TimeSource::Device && record.time < self.newest {
+            self.newest = Timestamp::MIN;
+            self.watermark = Timestamp::MIN;
+            self.next_close = Timestamp::MAX;
+            self.cells.iter_mut().for_each(|cell| cell.windows.restart());
+        }
+    }
+
     /// The cells of the rules that look at `metric` on this device are made when the device first sends it.
     fn resolve(&mut self, index: &Index, metric: u32) {
         let Err(at) = self.metrics.binary_search(&metric) else { return };

@@ -284,18 +284,36 @@ impl Rules {
                 Engine::new(self.config.limits.clone(), &rules)
             }
         };
-        self.prime(&mut engine, extent.oldest).await;
+        self.prime(&mut engine, extent.oldest, stop).await?;
         self.say(out, stop).await?;
         self.show(&engine, None);
         Ok(engine)
     }
 
     /// Shows the engine what came before, so that it knows the copies of it.
-    async fn prime(&self, engine: &mut Engine, oldest: Offset) {
+    async fn prime(&self, engine: &mut Engine, oldest: Offset, stop: &mut Stop) -> Result<(), Stopped> {
         let mut from = engine.primed_from(self.position, oldest);
+        let mut backoff = Backoff::default();
         while from < self.position {
-            let Ok(entries) = self.journal.read(self.at, from, self.config.chunk_bytes).await else { return };
-            let Some(last) = entries.last() else { return };
+            let entries = match self.journal.read(self.at, from, self.config.chunk_bytes).await {
+                Ok(entries) => entries,
+                Err(ReadError::Gone { oldest, .. }) => {
+                    from = oldest;
+                    continue;
+                }
+                // Without the earlier records, repetitions of them would count again.
+                Err(error) => {
+                    let pause = backoff.next();
+                    tracing::error!(partition = %self.at, error = chain(&error), ?pause, "rules cannot see what came before");
+                    self.show(engine, Some(chain(&error)));
+                    stop.sleep(pause).await;
+                    if stop.is_asked() {
+                        return Err(Stopped);
+                    }
+                    continue;
+                }
+            };
+            let Some(last) = entries.last() else { break };
             let next = last.next();
             for entry in entries.iter().flat_map(Entries::iter).take_while(|e| e.offset < self.position) {
                 if let Ok(record) = avro::decode(entry.bytes) {
@@ -304,6 +322,7 @@ impl Rules {
             }
             from = next;
         }
+        Ok(())
     }
 
     async fn evaluate(

@@ -174,7 +174,9 @@ impl Writer {
         let mut progress = self.journal.progress();
         let mut backoff = Backoff::default();
         for index in 0..self.journal.partitions(Topic::Telemetry) {
-            let place = self.place(Partition::new(Topic::Telemetry, index)).await;
+            let Some(place) = self.placed(Partition::new(Topic::Telemetry, index), &mut stop).await else {
+                return;
+            };
             self.partitions.push(place);
         }
         loop {
@@ -203,7 +205,9 @@ impl Writer {
                         return;
                     }
                     stop.sleep(pause).await;
-                    self.go_back().await;
+                    if !self.go_back(&mut stop).await {
+                        return;
+                    }
                 }
             }
         }
@@ -290,7 +294,7 @@ impl Writer {
     }
 
     /// Where the store says it is, with the copies that a later record could be of.
-    async fn place(&self, at: Partition) -> Place {
+    async fn place(&self, at: Partition) -> Result<Place, ReadError> {
         let extent = self.journal.extent(at);
         let mut position = self.tsdb.position(at).unwrap_or(extent.oldest);
         if position > extent.next {
@@ -300,7 +304,13 @@ impl Writer {
         let mut copies = RecentIds::new(self.config.recent_records_max);
         let mut from = copies.primed_from(position, extent.oldest);
         while from < position {
-            let Ok(entries) = self.journal.read(at, from, self.config.chunk_bytes).await else { break };
+            let entries = match self.journal.read(at, from, self.config.chunk_bytes).await {
+                Err(ReadError::Gone { oldest, .. }) => {
+                    from = oldest;
+                    continue;
+                }
+                read => read?,
+            };
             let Some(last) = entries.last() else { break };
             let next = last.next();
             for entry in entries.iter().flat_map(Entries::iter).take_while(|e| e.offset < position) {
@@ -311,14 +321,36 @@ impl Writer {
             from = next;
         }
         let backlog_end = self.backlog_ends.get(usize::from(at.index)).copied().unwrap_or(Offset::ZERO);
-        Place { at, position, backlog_end, copies, committed: Offset::ZERO }
+        Ok(Place { at, position, backlog_end, copies, committed: Offset::ZERO })
     }
 
-    /// After a failure the store alone knows what it took.
-    async fn go_back(&mut self) {
-        for n in 0..self.partitions.len() {
-            self.partitions[n] = self.place(self.partitions[n].at).await;
+    /// Tries until it works: without the earlier records, repetitions of them would be stored again. `None` if it is
+    /// stopped before.
+    async fn placed(&self, at: Partition, stop: &mut Stop) -> Option<Place> {
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match self.place(at).await {
+                Ok(place) => return Some(place),
+                Err(error) => chain(&error),
+            };
+            let pause = backoff.next();
+            tracing::error!(partition = %at, error, ?pause, "the store cannot see what came before");
+            self.metrics.failures.inc();
+            self.show(Some(error));
+            stop.sleep(pause).await;
+            if stop.is_asked() {
+                return None;
+            }
         }
+    }
+
+    /// After a failure the store alone knows what it took. False if it is stopped before it knows.
+    async fn go_back(&mut self, stop: &mut Stop) -> bool {
+        for n in 0..self.partitions.len() {
+            let Some(place) = self.placed(self.partitions[n].at, stop).await else { return false };
+            self.partitions[n] = place;
+        }
+        true
     }
 
     async fn commit(&mut self) {

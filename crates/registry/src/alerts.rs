@@ -2,8 +2,11 @@ use dunlin_model::{AlertPhase, AlertTransition, Severity, TenantId, Timestamp};
 
 use crate::{Registry, RegistryError};
 
-/// Notifications that wait for one channel; those beyond are kept as dead at once.
+/// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
+
+/// Rows deleted in one transaction.
+const TRIM_STEP_ROWS: i64 = 1_000;
 
 /// One episode of a rule on a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,21 +50,12 @@ pub struct AppliedAlerts {
     pub notifications: u64,
 }
 
-impl std::ops::AddAssign for AppliedAlerts {
-    fn add_assign(&mut self, other: Self) {
-        self.transitions += other.transitions;
-        self.notifications += other.notifications;
-    }
-}
-
-/// Due on channel `$1`, and nothing of the same alert is due before it.
-macro_rules! of_the_front {
-    () => {
-        "channel = $1 AND state = 'due' AND NOT EXISTS (
-             SELECT 1 FROM notifications AS earlier
-             WHERE earlier.channel = n.channel AND earlier.subject = n.subject
-               AND earlier.state = 'due' AND earlier.number < n.number)"
-    };
+/// Rows that were forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TrimmedAlerts {
+    pub transitions: u64,
+    pub alerts: u64,
+    pub notifications: u64,
 }
 
 type Row = (String, String, String, String, String, i64, Option<i64>, Option<i64>, f64, String);
@@ -144,18 +138,17 @@ impl Registry {
         Ok(count as u64)
     }
 
-    /// What is due on a channel, oldest first. Of one alert only the oldest: a receiver never hears the end of it
-    /// before its beginning.
+    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one
+    /// is sent or given up.
     pub async fn due_notifications(
         &self,
         channel: &str,
         limit: u32,
     ) -> Result<Vec<Notification>, RegistryError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(concat!(
-            "SELECT idempotency_key, body, attempts FROM notifications AS n WHERE ",
-            of_the_front!(),
-            " AND next_at <= $2 ORDER BY next_at, number LIMIT $3"
-        ))
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT idempotency_key, body, attempts FROM notifications
+             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at, created_seq LIMIT $3",
+        )
         .bind(channel)
         .bind(self.clock.now().as_micros())
         .bind(i64::from(limit))
@@ -173,7 +166,7 @@ impl Registry {
     /// When the next notification of a channel is due; `None` if none waits.
     pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
         let (next_at,): (Option<i64>,) =
-            sqlx::query_as(concat!("SELECT MIN(next_at) FROM notifications AS n WHERE ", of_the_front!()))
+            sqlx::query_as("SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state = 'due'")
                 .bind(channel)
                 .fetch_one(&self.readers)
                 .await?;
@@ -181,13 +174,16 @@ impl Registry {
     }
 
     pub async fn notification_sent(&self, idempotency_key: &str) -> Result<(), RegistryError> {
+        let mut tx = self.writer.begin().await?;
         sqlx::query(
             "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL
              WHERE idempotency_key = $1",
         )
         .bind(idempotency_key)
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await?;
+        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
+        tx.commit().await?;
         Ok(())
     }
 
@@ -198,6 +194,7 @@ impl Registry {
         error: &str,
         retry_at: Option<Timestamp>,
     ) -> Result<(), RegistryError> {
+        let mut tx = self.writer.begin().await?;
         sqlx::query(
             "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
              WHERE idempotency_key = $1",
@@ -206,38 +203,63 @@ impl Registry {
         .bind(if retry_at.is_some() { "due" } else { "dead" })
         .bind(error)
         .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await?;
-        Ok(())
-    }
-
-    /// Notifications by state: due, sent, dead.
-    pub async fn notification_counts(&self) -> Result<Vec<(String, u64)>, RegistryError> {
-        let rows: Vec<(String, i64)> =
-            sqlx::query_as("SELECT state, COUNT(*) FROM notifications GROUP BY state ORDER BY state")
-                .fetch_all(&self.readers)
-                .await?;
-        Ok(rows.into_iter().map(|(state, count)| (state, count as u64)).collect())
-    }
-
-    /// Forgets episodes that ended, what was sent, and the transitions behind it, before `before`. A replay that
-    /// starts earlier than this would tell people again, so it is far longer than the journal's retention.
-    pub async fn trim_alerts(&self, before: Timestamp) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query("DELETE FROM alerts WHERE phase NOT IN ('pending', 'firing') AND updated_at < $1")
-            .bind(before.as_micros())
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM alert_transitions WHERE applied_at < $1")
-            .bind(before.as_micros())
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("DELETE FROM notifications WHERE state <> 'due' AND created_at < $1")
-            .bind(before.as_micros())
-            .execute(&mut *tx)
-            .await?;
+        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Forgets the transitions, the alerts that are over and the notifications that are through from before
+    /// `before`; what is open or still to be sent stays. A replay that starts earlier than this would tell people
+    /// again, so it is far longer than the journal's retention.
+    pub async fn trim_alerts(&self, before: Timestamp) -> Result<TrimmedAlerts, RegistryError> {
+        Ok(TrimmedAlerts {
+            transitions: self
+                .delete_in_steps(
+                    "DELETE FROM alert_transitions WHERE id IN (
+                         SELECT id FROM alert_transitions WHERE applied_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+            alerts: self
+                .delete_in_steps(
+                    "DELETE FROM alerts WHERE (tenant, fingerprint, since) IN (
+                         SELECT tenant, fingerprint, since FROM alerts
+                         WHERE phase IN ('resolved', 'cancelled') AND updated_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+            notifications: self
+                .delete_in_steps(
+                    "DELETE FROM notifications WHERE idempotency_key IN (
+                         SELECT idempotency_key FROM notifications
+                         WHERE state IN ('sent', 'dead') AND created_at < $1 LIMIT $2)",
+                    before,
+                )
+                .await?,
+        })
+    }
+
+    /// In small transactions, so that devices and alerts get their turn in between.
+    async fn delete_in_steps(
+        &self,
+        statement: &'static str,
+        before: Timestamp,
+    ) -> Result<u64, RegistryError> {
+        let mut deleted = 0;
+        loop {
+            let step = sqlx::query(statement)
+                .bind(before.as_micros())
+                .bind(TRIM_STEP_ROWS)
+                .execute(&self.writer)
+                .await?
+                .rows_affected();
+            deleted += step;
+            if step < TRIM_STEP_ROWS as u64 {
+                return Ok(deleted);
+            }
+        }
     }
 }
 
@@ -338,12 +360,15 @@ async fn queue(
 ) -> Result<u64, RegistryError> {
     let inserted = sqlx::query(
         "INSERT INTO notifications
-             (number, idempotency_key, channel, subject, body, state, attempts, next_at, last_error, created_at)
-         SELECT (SELECT COALESCE(MAX(number), 0) + 1 FROM notifications), $1, $2, $6, $3,
-                CASE WHEN q.is_full THEN 'dead' ELSE 'due' END, 0, $4,
-                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4
-         FROM (SELECT COUNT(*) >= $5 AS is_full FROM notifications
-               WHERE channel = $2 AND state = 'due') AS q
+             (idempotency_key, channel, fingerprint, body, state, attempts, next_at, last_error, created_at, created_seq)
+         SELECT $1, $2, $6, $3,
+                CASE WHEN q.is_full THEN 'dead' WHEN q.has_older THEN 'held' ELSE 'due' END, 0, $4,
+                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4, q.seq
+         FROM (SELECT (SELECT COUNT(*) FROM notifications
+                       WHERE channel = $2 AND state IN ('due', 'held')) >= $5 AS is_full,
+                      EXISTS (SELECT 1 FROM notifications
+                              WHERE channel = $2 AND fingerprint = $6 AND state IN ('due', 'held')) AS has_older,
+                      (SELECT COALESCE(MAX(created_seq), 0) + 1 FROM notifications) AS seq) AS q
          WHERE true
          ON CONFLICT (idempotency_key) DO NOTHING",
     )
@@ -352,10 +377,28 @@ async fn queue(
     .bind(body)
     .bind(now)
     .bind(NOTIFICATIONS_DUE_MAX)
-    .bind(format!("{}/{}", t.tenant, t.fingerprint))
+    .bind(t.fingerprint.to_string())
     .execute(tx)
     .await?;
     Ok(inserted.rows_affected())
+}
+
+/// The oldest that its alert still has to tell the channel of `idempotency_key` becomes due, if it is held.
+async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
+    sqlx::query(
+        "UPDATE notifications SET state = 'due', next_at = $2
+         WHERE state = 'held' AND idempotency_key = (
+             SELECT waiting.idempotency_key FROM notifications AS done
+             JOIN notifications AS waiting
+               ON waiting.channel = done.channel AND waiting.fingerprint = done.fingerprint
+             WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
+             ORDER BY waiting.created_seq LIMIT 1)",
+    )
+    .bind(idempotency_key)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 fn phase_name(phase: AlertPhase) -> &'static str {

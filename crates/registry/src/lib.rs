@@ -10,7 +10,7 @@ mod alerts; // what is wrong, and who has been told
 
 use std::{path::Path, time::Duration};
 
-pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification};
+pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification, TrimmedAlerts};
 pub use devices::{Device, NewDevice};
 use dunlin_model::Clock;
 use sqlx::sqlite::{
@@ -45,17 +45,16 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// Whether the data is at fault, so that the same again would fail again.
-    pub fn is_of_the_data(&self) -> bool {
-        use sqlx::error::ErrorKind::{
-            CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation,
-        };
+    /// Whether the database works and refuses what it was given: it will refuse the same again.
+    pub fn is_refusal(&self) -> bool {
         match self {
             Self::Exists { .. } | Self::NotFound { .. } | Self::Damaged { .. } => true,
-            Self::Database(sqlx::Error::Database(error)) => matches!(
-                error.kind(),
-                CheckViolation | ForeignKeyViolation | NotNullViolation | UniqueViolation
-            ),
+            Self::Database(sqlx::Error::Encode(_)) => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                // "Other" is what the disk and the locks say; of it only "too big" and "mismatch" are about the data.
+                error.kind() != sqlx::error::ErrorKind::Other
+                    || error.code().is_some_and(|code| matches!(code.as_ref(), "18" | "20"))
+            }
             Self::Database(_) | Self::Migration(_) | Self::NoRandomness => false,
         }
     }

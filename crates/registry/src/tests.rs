@@ -124,10 +124,13 @@ async fn a_replayed_alert_changes_nothing_and_tells_nobody_again() {
         (alerts[0].phase, alerts[0].fired_at, alerts[0].resolved_at),
         (Resolved, Some(Timestamp::from_micros(5)), Some(Timestamp::from_micros(9)))
     );
-    let first = registry.due_notifications("webhook", 10).await.unwrap();
-    assert_eq!(first.len(), 1, "the end is due after the beginning was told");
-    registry.notification_sent(&first[0].idempotency_key).await.unwrap();
-    assert_eq!(registry.due_notifications("webhook", 10).await.unwrap().len(), 1);
+    for told in [&history[1], &history[2]] {
+        let due = registry.due_notifications("webhook", 10).await.unwrap();
+        assert_eq!(due.iter().map(|n| &n.body).collect::<Vec<_>>(), [&told.id.to_string()]);
+        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+    }
+    assert_eq!(apply(&history, 3).await, AppliedAlerts::default(), "and not when they are sent either");
+    assert_eq!(registry.next_notification("webhook").await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -151,6 +154,99 @@ async fn an_alert_that_never_fired_is_cancelled_in_silence_and_each_episode_is_i
     assert_eq!(alerts.iter().map(|a| a.phase).collect::<Vec<_>>(), [Resolved, Cancelled]);
 }
 
+/// Of a channel's notifications, in the order of their making.
+async fn states(registry: &Registry, channel: &str) -> Vec<String> {
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT state FROM notifications WHERE channel = $1 ORDER BY created_seq")
+            .bind(channel)
+            .fetch_all(&registry.readers)
+            .await
+            .unwrap();
+    rows.into_iter().map(|(state,)| state).collect()
+}
+
+fn other_transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
+    let fingerprint = Fingerprint::of("default", "hot", "pump-2");
+    let id = TransitionId::of(fingerprint, phase, Timestamp::from_micros(since));
+    AlertTransition { id, fingerprint, device: "pump-2".into(), ..transition(phase, since, at) }
+}
+
+#[tokio::test]
+async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
+    use AlertPhase::*;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let say = |t: &AlertTransition| format!("{} {:?} {}", t.device, t.phase, t.since.as_micros());
+    let due = async || -> Vec<(String, String)> {
+        let due = registry.due_notifications("w", 10).await.unwrap();
+        due.into_iter().map(|n| (n.idempotency_key, n.body)).collect()
+    };
+    let channels = ["w".to_owned(), "other".to_owned()];
+    let first = [transition(Firing, 1, 1), transition(Resolved, 1, 2), other_transition(Firing, 1, 3)];
+    registry.apply_alerts("alerting", 0, &first, 3, &channels, say).await.unwrap();
+    let second = [transition(Firing, 5, 5), transition(Resolved, 5, 6)];
+    registry.apply_alerts("alerting", 0, &second, 5, &channels, say).await.unwrap();
+
+    let now = due().await;
+    assert_eq!([&now[0].1, &now[1].1], ["pump-1 Firing 1", "pump-2 Firing 1"], "one of each alert");
+    assert_eq!(now.len(), 2);
+    registry.notification_sent(&now[1].0).await.unwrap();
+
+    // The first is refused and waits: what comes after it waits, too, and nobody need look before.
+    let later = Timestamp::from_micros(1_800_000_000_000_000);
+    registry.notification_failed(&now[0].0, "503", Some(later)).await.unwrap();
+    assert_eq!(due().await, []);
+    assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
+    assert_eq!(states(&registry, "w").await, ["due", "held", "sent", "held", "held"]);
+    assert_eq!(states(&registry, "other").await, ["due", "held", "due", "held", "held"]);
+
+    registry.notification_failed(&now[0].0, "503", None).await.unwrap(); // Given up: the next one's turn.
+    for expected in ["pump-1 Resolved 1", "pump-1 Firing 5", "pump-1 Resolved 5"] {
+        let now = due().await;
+        assert_eq!(now.iter().map(|(_, body)| body).collect::<Vec<_>>(), [expected]);
+        registry.notification_sent(&now[0].0).await.unwrap();
+    }
+    assert_eq!(registry.next_notification("w").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn notifications_of_an_older_version_go_out_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("registry.db");
+    let old = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file).create_if_missing(true))
+        .await
+        .unwrap();
+    let mut before = sqlx::migrate!("./migrations");
+    before.migrations.to_mut().retain(|m| m.version <= 2);
+    before.run(&old).await.unwrap();
+    let history = [transition(AlertPhase::Firing, 1, 1), transition(AlertPhase::Resolved, 1, 2)];
+    for (t, phase, next_at) in [(&history[1], "resolved", 8), (&history[0], "firing", 9)] {
+        sqlx::query("INSERT INTO alert_transitions VALUES ($1, 'default', $2, $3, $4, 81.0, 7)")
+            .bind(t.id.to_string())
+            .bind(t.fingerprint.to_string())
+            .bind(phase)
+            .bind(t.at.as_micros())
+            .execute(&old)
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO notifications VALUES ($1, 'the-w', $2, 'due', 1, $3, NULL, 7)")
+            .bind(format!("{}-the-w", t.id))
+            .bind(phase)
+            .bind(next_at)
+            .execute(&old)
+            .await
+            .unwrap();
+    }
+    old.close().await;
+
+    let registry = registry(&dir).await;
+    for expected in ["firing", "resolved"] {
+        let due = registry.due_notifications("the-w", 10).await.unwrap();
+        assert_eq!(due.iter().map(|n| n.body.as_str()).collect::<Vec<_>>(), [expected]);
+        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -166,5 +262,72 @@ async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
     assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
 
     registry.notification_failed(&due[0].idempotency_key, "503", None).await.unwrap();
-    assert_eq!(registry.notification_counts().await.unwrap(), [("dead".to_owned(), 1)]);
+    assert_eq!(states(&registry, "w").await, ["dead"]);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_told_from_what_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let apply = async |value| {
+        let transition = AlertTransition { value, ..transition(AlertPhase::Firing, 1, 1) };
+        registry.apply_alerts("alerting", 0, &[transition], 1, &[], |_| String::new()).await
+    };
+    // SQLite has no NaN: it is NULL there, and no value may be.
+    assert!(apply(f64::NAN).await.unwrap_err().is_refusal());
+    assert_eq!(registry.position("alerting", 0).await.unwrap(), None, "nothing of it is left");
+
+    let other =
+        sqlx::SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("registry.db")))
+            .await
+            .unwrap();
+    sqlx::query("ALTER TABLE positions RENAME TO elsewhere").execute(&other).await.unwrap();
+    assert!(!apply(81.0).await.unwrap_err().is_refusal(), "a table that is not there may come back");
+    sqlx::query("ALTER TABLE elsewhere RENAME TO positions").execute(&other).await.unwrap();
+    assert_eq!(apply(81.0).await.unwrap().transitions, 1);
+    registry.close().await;
+    assert!(!apply(81.0).await.unwrap_err().is_refusal());
+}
+
+#[tokio::test]
+async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays() {
+    use AlertPhase::*;
+    const AN_HOUR: i64 = 3_600_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let hands = now.clone();
+    let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
+    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    let channels = ["w".to_owned()];
+    let over: Vec<_> =
+        (1..=1_200).flat_map(|n| [transition(Pending, n, n), transition(Cancelled, n, n)]).collect();
+    let told = [transition(Firing, 2_000, 2_000), transition(Resolved, 2_000, 2_001)];
+    let open = [other_transition(Firing, 1, 1)];
+    let fresh = [transition(Firing, 3_000, 3_000), transition(Resolved, 3_000, 3_001)];
+    for (at, history) in [(0, &over[..]), (0, &told), (0, &open), (AN_HOUR, &fresh)] {
+        now.store(at, std::sync::atomic::Ordering::SeqCst);
+        registry.apply_alerts("alerting", 0, history, 1, &channels, |_| String::new()).await.unwrap();
+    }
+    // One is sent, and its end is due; the open one's is sent; the fresh ones are held.
+    for n in registry.due_notifications("w", 10).await.unwrap() {
+        registry.notification_sent(&n.idempotency_key).await.unwrap();
+    }
+    assert_eq!(states(&registry, "w").await, ["sent", "due", "sent", "held", "held"]);
+
+    let trimmed = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
+    assert_eq!(trimmed, TrimmedAlerts { transitions: 2_403, alerts: 1_201, notifications: 2 });
+    assert_eq!(states(&registry, "w").await, ["due", "held", "held"]);
+    let all = AlertFilter { phase: None, limit: 9 };
+    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
+    assert_eq!(
+        alerts.iter().map(|a| (a.device.as_str(), a.phase)).collect::<Vec<_>>(),
+        [("pump-1", Resolved), ("pump-2", Firing)]
+    );
+    assert_eq!(
+        registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap(),
+        TrimmedAlerts::default()
+    );
+
+    let again = registry.apply_alerts("alerting", 0, &open, 1, &channels, |_| String::new()).await.unwrap();
+    assert_eq!(again.notifications, 0, "an alert that is open is not told again");
 }

@@ -1,4 +1,4 @@
-use dunlin_model::{MessageId, Reading, Readings, TimeSource, ValueRef};
+use dunlin_model::{AlertPhase, MessageId, Reading, Readings, TimeSource, ValueRef};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
@@ -401,5 +401,39 @@ proptest! {
         let said = run(&limits(), &rules("temperature > 80 for 1s"), &story, &[]);
         let ids: std::collections::HashSet<_> = said.iter().map(|t| t.id).collect();
         prop_assert_eq!(ids.len(), said.len());
+    }
+}
+
+#[test]
+fn a_window_of_huge_values_has_a_value() {
+    let rules = rules("avg(temperature) over 4s every 2s > 80");
+    let story = told("0s 1e308 | 1s 1e308 | 2s -1e308 | 3s -1e308 | 4s 0 | 6s 0 | 8s 0 | 10s 0");
+    let said = run(&limits(), &rules, &story, &[]);
+    assert!(!said.is_empty() && said.iter().all(|t| t.value.is_finite()), "{said:?}");
+}
+
+#[test]
+fn a_server_clock_that_was_ahead_is_forgotten_when_it_is_right_again() {
+    for ahead in [3_600.0, 400.0 * 86_400.0] {
+        let rules = rules("avg(temperature) over 10s > 80");
+        let mut engine = Engine::new(limits(), &rules);
+        let mut out = Vec::new();
+        let mut offset = 0;
+        let mut say = |engine: &mut Engine, at: f64, value: u32, out: &mut Vec<AlertTransition>| {
+            offset += 1;
+            engine.evaluate(&record(&told(&format!("{at}s {value}"))[0]), Offset(offset), out)
+        };
+        for second in 0..20 {
+            say(&mut engine, f64::from(second), 1, &mut out);
+        }
+        engine.tick(at(20.0 + ahead), &mut out);
+        say(&mut engine, 21.0 + ahead, 1, &mut out);
+        for second in 22..60 {
+            let fate = say(&mut engine, f64::from(second), 99, &mut out);
+            assert_eq!(fate, Fate::Evaluated, "at {second} s after {ahead} s ahead");
+            engine.tick(at(f64::from(second) - 2.0), &mut out);
+        }
+        let said: Vec<_> = out.iter().map(|t| (t.phase, t.at)).collect();
+        assert_eq!(said, [(AlertPhase::Firing, at(30.0))]);
     }
 }

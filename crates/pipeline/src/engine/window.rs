@@ -35,6 +35,11 @@ impl Default for Windows {
 }
 
 impl Windows {
+    /// Forgets what was gathered by a clock that was ahead.
+    pub(super) fn restart(&mut self) {
+        *self = Self::default();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.panes.len()
     }
@@ -82,7 +87,10 @@ impl Pane {
     fn take_in(&mut self, other: &Self, aggregate: Aggregate) {
         self.count += other.count;
         match aggregate {
-            Aggregate::Avg | Aggregate::Sum => self.value += other.value,
+            // Held within the finite: beyond it a sum would end as NaN, about which nothing can be said.
+            Aggregate::Avg | Aggregate::Sum => {
+                self.value = (self.value + other.value).clamp(f64::MIN, f64::MAX)
+            }
             Aggregate::Min => self.value = self.value.min(other.value),
             Aggregate::Max => self.value = self.value.max(other.value),
             Aggregate::Last if other.newest >= self.newest => self.value = other.value,

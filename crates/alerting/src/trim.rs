@@ -1,0 +1,111 @@
+use std::time::Duration;
+
+use dunlin_model::{Clock, Timestamp};
+use dunlin_registry::Registry;
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+
+/// Forgets, once an hour, what is older than it is kept.
+pub(crate) struct Trimmer {
+    pub(crate) registry: Registry,
+    pub(crate) clock: Clock,
+    pub(crate) kept: Duration,
+    pub(crate) metrics: Metrics,
+}
+
+const TRIM_EVERY: Duration = Duration::from_secs(3_600);
+
+impl Trimmer {
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut now = self.clock.now();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|asked| *asked) => return,
+                () = tokio::time::sleep(TRIM_EVERY) => {}
+            }
+            now = believed(now, self.clock.now());
+            tokio::select! {
+                _ = stop.wait_for(|asked| *asked) => return,
+                () = self.trim(now) => {}
+            }
+        }
+    }
+
+    async fn trim(&self, now: Timestamp) {
+        match self.registry.trim_alerts(now - self.kept).await {
+            Ok(trimmed) => {
+                self.metrics.trimmed.inc_by(trimmed.transitions + trimmed.alerts + trimmed.notifications);
+                tracing::debug!(?trimmed, "alerts that are over were forgotten");
+            }
+            Err(error) => {
+                tracing::error!(error = dunlin_model::chain(&error), "old alerts stay for another hour")
+            }
+        }
+    }
+}
+
+/// What time it is, by a clock that may have jumped since the last look an hour ago: never much more than that later.
+/// What a clock that is ahead makes look old would be gone for good.
+fn believed(last: Timestamp, now: Timestamp) -> Timestamp {
+    now.min(last + 2 * TRIM_EVERY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    };
+
+    use dunlin_model::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
+
+    use super::*;
+
+    const AN_HOUR: Duration = Duration::from_secs(3_600);
+    const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+    #[test]
+    fn a_clock_that_jumps_ahead_makes_nothing_old_and_one_that_goes_on_is_followed() {
+        let start = Timestamp::from_micros(1_700_000_000_000_000);
+        let jumped = believed(start, start + A_YEAR);
+        assert_eq!(jumped, start + 2 * AN_HOUR);
+        let back = believed(jumped, start + 2 * AN_HOUR);
+        assert_eq!(back, start + 2 * AN_HOUR);
+        assert_eq!(believed(back, back + AN_HOUR), back + AN_HOUR);
+        assert_eq!(believed(back, start), start, "a clock that went back is right, for all we know");
+    }
+
+    #[tokio::test]
+    async fn age_is_measured_by_the_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+        let hands = now.clone();
+        let clock = Clock::new(move || Timestamp::from_micros(hands.load(SeqCst)));
+        let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+        let fingerprint = Fingerprint::of("default", "hot", "a");
+        let over = [AlertPhase::Pending, AlertPhase::Cancelled].map(|phase| AlertTransition {
+            id: TransitionId::of(fingerprint, phase, clock.now()),
+            fingerprint,
+            tenant: "default".into(),
+            device: "a".into(),
+            rule: "hot".into(),
+            severity: Severity::Info,
+            phase,
+            at: clock.now(),
+            since: clock.now(),
+            value: 81.0,
+            condition: "temperature > 80".into(),
+        });
+        registry.apply_alerts("alerting", 0, &over, 2, &[], |_| String::new()).await.unwrap();
+
+        let metrics = Metrics::register(&mut Default::default());
+        let trimmer = Trimmer { registry, clock: clock.clone(), kept: A_YEAR, metrics: metrics.clone() };
+        now.fetch_add(A_YEAR.as_micros() as i64, SeqCst);
+        trimmer.trim(clock.now()).await;
+        assert_eq!(metrics.trimmed.get(), 0, "as old as it may be");
+        now.fetch_add(1, SeqCst);
+        trimmer.trim(clock.now()).await;
+        assert_eq!(metrics.trimmed.get(), 3, "two transitions and the alert");
+    }
+}
