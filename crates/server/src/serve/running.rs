@@ -68,7 +68,8 @@ impl Running {
         let journal: Arc<dyn Journal> = stores.journal.clone();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
-        let ledger = Ledger::open(&*stores.journal, &*stores.tsdb, &registry.tenants().await?);
+        let tenants = registry.tenants().await?;
+        let ledger = Ledger::open(&config.data, &*stores.journal, &*stores.tsdb, &tenants)?;
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
         let writer = StoreWriter::start(
             config.store.clone(),
