@@ -1,5 +1,4 @@
 use std::{
-    fs,
     net::TcpListener,
     path::Path,
     sync::{Arc, Mutex},
@@ -166,7 +165,7 @@ impl Running {
 
 impl Stores {
     async fn open(config: &Config, clock: &Clock, metrics: &mut Metrics) -> Result<Self, Failure> {
-        fs::create_dir_all(&config.data)
+        first_start::make_data_directory(&config.data)
             .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
         let journal = DiskJournal::open(config.journal.clone(), clock.clone(), metrics)?;
         let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
