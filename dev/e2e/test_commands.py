@@ -1,4 +1,5 @@
 """The commands as a person types them, right and wrong."""
+import os
 import subprocess
 
 from platform_under_test import binary
@@ -41,3 +42,30 @@ def test_check_names_numbers_without_sense(tmp_path):
     config.write_text("[tsdb]\nflush_after_seconds = 9223372036854775807\n")
     wrong = dunlin("check", "--config", config, cwd=tmp_path)
     assert wrong.returncode == 3 and "tsdb.flush_after_seconds must be from 1 to 86400" in wrong.stderr, wrong
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(platform):
+    platform.add_device("pump-1")
+    environment = os.environ | {"DUNLIN_TOKEN": platform.token(), "DUNLIN_URL": platform.url}
+    for arguments in (["device", "list"], ["ledger"], ["query", "SELECT 1"], ["completions", "bash"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [binary("dunlin"), *arguments]
+        run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+        os.close(writer)
+        assert (run.returncode, run.stderr) == (0, b""), (arguments, run)
+
+
+def test_names_are_names_whatever_is_in_them(platform):
+    for name in ("a&b", "a?b", "a b", "ü"):
+        first = platform.add_device(name)
+        assert platform.cli("device", "token", name).stdout.strip() != first
+
+
+def test_a_simulated_fleet_leaves_one_token_to_a_device(platform):
+    token = platform.add_device("sim-00001")
+    bearer = {"Authorization": f"Bearer {token}"}
+    simulate = ["simulate", "--devices", "1", "--duration", "1", "--mqtt", f"127.0.0.1:{platform.mqtt_port}"]
+    assert platform.request("POST", "/v1/telemetry", b'{"temperature": 1}', headers=bearer)[0] == 200
+    platform.cli(*simulate)
+    assert platform.request("POST", "/v1/telemetry", b'{"temperature": 1}', headers=bearer)[0] == 401

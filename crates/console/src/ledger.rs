@@ -15,6 +15,9 @@ pub struct LedgerView {
     pub balanced: bool,
     /// What does not agree; empty when balanced.
     pub problems: Vec<Disagreement>,
+    /// Records that the journal had let go when the store came to read it again, of all tenants together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone: Option<u64>,
     pub tenants: BTreeMap<String, TenantLedger>,
 }
 
@@ -79,6 +82,7 @@ impl LedgerView {
         self.tenants.retain(|name, _| name == tenant);
         self.problems.retain(|problem| problem.tenant.as_deref() == Some(tenant));
         self.balanced = self.problems.is_empty();
+        self.gone = None;
         self
     }
 }

@@ -197,7 +197,7 @@ pub(crate) struct SimulateArgs {
     /// The same seed gives the same measurements
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Names are PREFIX-00001 and so on; devices that exist get a further token
+    /// Names are PREFIX-00001 and so on; devices that exist get a token in place of those they had
     #[arg(long, default_value = "sim")]
     pub(crate) prefix: String,
     /// Where the server takes MQTT [default: what the server says]
@@ -211,7 +211,7 @@ pub(crate) struct SimulateArgs {
 pub(crate) struct ReplayArgs {
     /// CSV with the header `timestamp,value`
     pub(crate) file: PathBuf,
-    /// The device to publish as; added if it does not exist
+    /// The device to publish as; added if it does not exist, given a further token if it does
     #[arg(long)]
     pub(crate) device: String,
     /// The metric of the values

@@ -4,8 +4,9 @@ mod cli; // what one can type
 mod config; // what one can write down
 mod exit; // what a script is told
 
-mod commands;
-mod serve; // the platform // its clients
+mod serve; // the platform
+
+mod commands; // its clients
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -26,10 +27,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => commands::check::run(&args),
-        Command::Completions { shell } => {
-            commands::completions(shell);
-            Ok(())
-        }
+        Command::Completions { shell } => commands::completions(shell),
         Command::Device { command, server } => commands::run(commands::device::run(command, server)),
         Command::Tenant { command, server } => commands::run(commands::tenant::run(command, server)),
         Command::Query { sql, format, server } => commands::run(commands::query::run(sql, format, server)),

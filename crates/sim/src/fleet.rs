@@ -86,8 +86,9 @@ impl FleetStats {
         FleetFigures {
             provisioned: self.provisioned.load(Relaxed),
             connected: self.connected.load(Relaxed),
-            sent: self.sent.load(Relaxed),
+            // In this order no more are acknowledged than were sent.
             acked: self.acked.load(Relaxed),
+            sent: self.sent.load(Relaxed),
             reconnects: self.reconnects.load(Relaxed),
             overheated: self.overheated.load(Relaxed),
             gave_up: self.gave_up.load(Relaxed),
@@ -207,6 +208,7 @@ struct Device {
 /// What this device has added to the fleet's figures.
 #[derive(Default)]
 struct Told {
+    sent: u64,
     acked: u64,
     reconnects: u64,
     connected: bool,
@@ -242,14 +244,14 @@ impl Device {
             before = Some(now.as_micros());
             let payload = self.sensors.measure(passed.max(0.0), now.as_micros().div_euclid(1_000));
             self.publisher.publish(payload.as_bytes()).await?;
-            self.stats.sent.fetch_add(1, Relaxed);
             self.tell();
             due += self.interval;
         }
     }
 
     fn tell(&mut self) {
-        let Told { acked, reconnects, connected, overheated } = &mut self.told;
+        let Told { sent, acked, reconnects, connected, overheated } = &mut self.told;
+        raise(&self.stats.sent, sent, self.publisher.sent());
         raise(&self.stats.acked, acked, self.publisher.acked());
         raise(&self.stats.reconnects, reconnects, self.publisher.reconnects());
         turn(&self.stats.connected, connected, self.publisher.is_connected());

@@ -76,6 +76,7 @@ pub struct Publisher {
     link: Option<Link>,
     unacked: VecDeque<(NonZeroU16, Vec<u8>)>,
     packet_id: NonZeroU16,
+    sent: u64,
     acked: u64,
     reconnects: u64,
     was_connected: bool,
@@ -97,11 +98,17 @@ impl Publisher {
             link: None,
             unacked: VecDeque::new(),
             packet_id: NonZeroU16::MIN,
+            sent: 0,
             acked: 0,
             reconnects: 0,
             was_connected: false,
             fruitless: 0,
         }
+    }
+
+    /// Messages taken so far: each is on its way until it is acknowledged, also if `publish` was cancelled over it.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Messages acknowledged so far.
@@ -133,6 +140,7 @@ impl Publisher {
         wire::encode_publish(Version::V311, &self.config.topic, qos, payload, &mut packet)?;
         self.connect().await?;
         self.unacked.push_back((self.packet_id, packet));
+        self.sent += 1;
         // Ids go round; the window is far smaller than the circle.
         self.packet_id = self.packet_id.checked_add(1).unwrap_or(NonZeroU16::MIN);
         let (Some(link), Some((_, packet))) = (&mut self.link, self.unacked.back()) else { return Ok(()) };

@@ -6,6 +6,7 @@ use std::{
 
 use dunlin_pipeline::rules::{RULES_MAX, RuleSet};
 
+use super::say;
 use crate::{cli::CheckArgs, config::Config, exit::Failure};
 
 /// Says all that is wrong at once, not only the first.
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     };
     match count {
         Ok(count) => {
-            println!("configuration is valid, {count} rules are valid");
+            say!("configuration is valid, {count} rules are valid")?;
             Ok(())
         }
         Err(problems) => Err(Failure::Invalid(problems.join("\ndunlin: "))),

@@ -44,14 +44,20 @@ impl Client {
         self.send(self.http.post(format!("{}{path}", self.url)).body(body)).await
     }
 
-    /// The token of a device: of a new one, or a further one of a device that exists.
-    pub(crate) async fn device_token(&self, name: &str, device_type: &str) -> Result<String, Failure> {
+    /// The token of a device: of a new one, or a further one of a device that exists, which may end the others.
+    pub(crate) async fn device_token(
+        &self,
+        name: &str,
+        device_type: &str,
+        revoke_others: bool,
+    ) -> Result<String, Failure> {
         let request = self.http.post(format!("{}/v1/devices", self.url));
         let response =
             self.ask(request.json(&serde_json::json!({ "name": name, "device_type": device_type }))).await?;
         let response = match response.status() {
             StatusCode::CONFLICT => {
-                self.ask(self.http.post(format!("{}/v1/devices/{name}/tokens", self.url))).await?
+                let path = tokens_path(name, revoke_others);
+                self.ask(self.http.post(format!("{}{path}", self.url))).await?
             }
             _ => response,
         };
@@ -101,6 +107,19 @@ impl Client {
     }
 }
 
+/// A name as a part of a path or of a query.
+pub(crate) fn escaped(name: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    name.bytes().map(escape).collect()
+}
+
+pub(crate) fn tokens_path(device: &str, revoke_others: bool) -> String {
+    format!("/v1/devices/{}/tokens?revoke_others={revoke_others}", escaped(device))
+}
+
 /// A text field that the API promises.
 pub(crate) fn text(body: &Value, field: &str) -> Result<String, Failure> {
     body[field]
@@ -123,5 +142,16 @@ fn token(server: &Server) -> Result<String, Failure> {
         _ => from_file(&Path::new(DATA_DEFAULT).join("admin.token")).map_err(|_| {
             Failure::NoServer("no token: set DUNLIN_TOKEN, or say --token-file DIR/admin.token".to_owned())
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keep_to_their_place_in_an_address() {
+        let path = tokens_path("a?b&c %ü", true);
+        assert_eq!(path, "/v1/devices/a%3Fb%26c%20%25%C3%BC/tokens?revoke_others=true");
     }
 }

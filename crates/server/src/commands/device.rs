@@ -1,6 +1,9 @@
 use serde_json::json;
 
-use super::client::{Client, text};
+use super::{
+    client::{Client, escaped, text, tokens_path},
+    say,
+};
 use crate::{
     cli::{DeviceCommand, Server},
     exit::Failure,
@@ -11,11 +14,11 @@ pub(crate) async fn run(command: DeviceCommand, server: Server) -> Result<(), Fa
     match command {
         DeviceCommand::Add { name, device_type, gateway } => {
             let body = json!({ "name": name, "device_type": device_type, "gateway": gateway });
-            println!("{}", text(&client.post("/v1/devices", &body).await?, "token")?);
+            say!("{}", text(&client.post("/v1/devices", &body).await?, "token")?)?;
         }
         DeviceCommand::Token { name, revoke_others } => {
-            let path = format!("/v1/devices/{name}/tokens?revoke_others={revoke_others}");
-            println!("{}", text(&client.post(&path, &json!({})).await?, "token")?);
+            let path = tokens_path(&name, revoke_others);
+            say!("{}", text(&client.post(&path, &json!({})).await?, "token")?)?;
         }
         DeviceCommand::List => list(&client).await?,
     }
@@ -24,18 +27,18 @@ pub(crate) async fn run(command: DeviceCommand, server: Server) -> Result<(), Fa
 
 async fn list(client: &Client) -> Result<(), Failure> {
     let mut after = String::new();
-    println!("{:<32} {:<16} {:<24} ADDED", "DEVICE", "TYPE", "PARENT");
+    say!("{:<32} {:<16} {:<24} ADDED", "DEVICE", "TYPE", "PARENT")?;
     loop {
-        let page = client.get(&format!("/v1/devices?after={after}")).await?;
+        let page = client.get(&format!("/v1/devices?after={}", escaped(&after))).await?;
         for device in page["devices"].as_array().into_iter().flatten() {
             let field = |name: &str| device[name].as_str().unwrap_or("-").to_owned();
-            println!(
+            say!(
                 "{:<32} {:<16} {:<24} {}",
                 field("name"),
                 field("device_type"),
                 field("parent"),
                 field("created_at")
-            );
+            )?;
         }
         match page["next"].as_str() {
             Some(next) => after = next.to_owned(),

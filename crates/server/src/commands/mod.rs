@@ -11,9 +11,13 @@ pub(crate) mod top;
 
 mod client; // the HTTP API
 
+mod out; // what a command prints
+
 use std::future::Future;
 
 use clap::CommandFactory;
+
+pub(crate) use out::{print_bytes, say};
 
 use crate::{cli::Cli, exit::Failure};
 
@@ -22,6 +26,8 @@ pub(crate) fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(command)
 }
 
-pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "dunlin", &mut std::io::stdout());
+pub(crate) fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "dunlin", &mut script);
+    print_bytes(&script)
 }

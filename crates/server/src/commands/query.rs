@@ -1,8 +1,6 @@
-use std::io::Write;
-
 use futures::StreamExt;
 
-use super::client::Client;
+use super::{client::Client, print_bytes};
 use crate::{
     cli::{Format, Server},
     exit::Failure,
@@ -16,10 +14,8 @@ pub(crate) async fn run(sql: String, format: Format, server: Server) -> Result<(
     };
     let answer = Client::new(&server)?.post_text(&format!("/v1/query?format={format}"), sql).await?;
     let mut chunks = answer.bytes_stream();
-    let mut out = std::io::stdout().lock();
     while let Some(chunk) = chunks.next().await {
-        out.write_all(&chunk?)?;
+        print_bytes(&chunk?)?;
     }
-    out.flush()?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use dunlin_model::{DeviceId, MetricName};
 use dunlin_sim::replay::{Config, replay};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::Client;
+use super::{client::Client, say};
 use crate::{cli::ReplayArgs, exit::Failure};
 
 /// For how long a lost connection is tried again.
@@ -18,7 +18,7 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<(), Failure> {
     }
     let client = Client::new(&args.server)?;
     let mqtt = client.mqtt(args.mqtt).await?;
-    let token = client.device_token(&args.device, "default").await?;
+    let token = client.device_token(&args.device, "default", false).await?;
     let config = Config {
         file: args.file,
         metric: args.metric,
@@ -39,9 +39,11 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<(), Failure> {
     .await;
     bar.finish_and_clear();
     let done = ended?;
-    println!(
+    say!(
         "{} readings in {} messages, all acknowledged, {} reconnects",
-        done.readings, done.messages, done.reconnects
-    );
+        done.readings,
+        done.messages,
+        done.reconnects
+    )?;
     Ok(())
 }

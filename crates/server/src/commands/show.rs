@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::client::Client;
+use super::{client::Client, say};
 use crate::{
     cli::{AlertState, Server},
     exit::Failure,
@@ -10,13 +10,19 @@ use crate::{
 
 pub(crate) async fn ledger(server: Server) -> Result<(), Failure> {
     let ledger = Client::new(&server)?.get("/v1/ledger").await?;
-    println!(
+    say!(
         "{:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>9}   {:>8}",
-        "TENANT", "ACCEPTED", "STORED", "DUPLICATE", "EXPIRED", "IN FLIGHT", "REJECTED"
-    );
+        "TENANT",
+        "ACCEPTED",
+        "STORED",
+        "DUPLICATE",
+        "EXPIRED",
+        "IN FLIGHT",
+        "REJECTED"
+    )?;
     for (tenant, account) in ledger["tenants"].as_object().into_iter().flatten() {
         let count = |field: &str| account[field].as_u64().unwrap_or(0);
-        println!(
+        say!(
             "{tenant:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>9}   {:>8}",
             count("accepted"),
             count("stored"),
@@ -24,14 +30,14 @@ pub(crate) async fn ledger(server: Server) -> Result<(), Failure> {
             count("expired"),
             count("in_flight"),
             rejected(account)
-        );
+        )?;
     }
     match ledger["balanced"].as_bool() {
-        Some(true) => println!("balanced"),
+        Some(true) => say!("balanced")?,
         _ => {
-            println!("NOT BALANCED");
+            say!("NOT BALANCED")?;
             for problem in ledger["problems"].as_array().into_iter().flatten() {
-                println!("  {}", problem.as_str().unwrap_or_default());
+                say!("  {}", problem.as_str().unwrap_or_default())?;
             }
         }
     }
@@ -51,13 +57,18 @@ pub(crate) async fn alerts(state: Option<AlertState>, server: Server) -> Result<
         Some(AlertState::Cancelled) => "/v1/alerts?state=cancelled",
     };
     let answer = Client::new(&server)?.get(path).await?;
-    println!(
+    say!(
         "{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} CONDITION",
-        "STATE", "SEVERITY", "DEVICE", "RULE", "FIRED", "RESOLVED"
-    );
+        "STATE",
+        "SEVERITY",
+        "DEVICE",
+        "RULE",
+        "FIRED",
+        "RESOLVED"
+    )?;
     for alert in answer["alerts"].as_array().into_iter().flatten() {
         let field = |name: &str| alert[name].as_str().unwrap_or("-").to_owned();
-        println!(
+        say!(
             "{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} {}",
             field("state"),
             field("severity"),
@@ -66,7 +77,7 @@ pub(crate) async fn alerts(state: Option<AlertState>, server: Server) -> Result<
             field("fired_at"),
             field("resolved_at"),
             field("condition")
-        );
+        )?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use dunlin_sim::fleet::{Config, FleetFigures, FleetStats, Provision, ProvisionEr
 use futures::{FutureExt, future::BoxFuture};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::Client;
+use super::{client::Client, say};
 use crate::{cli::SimulateArgs, exit::Failure, serve::system_clock};
 
 /// The type, and so the table, of simulated devices.
@@ -19,7 +19,7 @@ struct ByApi(Client);
 impl Provision for ByApi {
     fn provision<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<String, ProvisionError>> {
         self.0
-            .device_token(name, DEVICE_TYPE)
+            .device_token(name, DEVICE_TYPE, true)
             .map(|token| token.map_err(|f| ProvisionError(f.to_string())))
             .boxed()
     }
@@ -49,11 +49,14 @@ pub(crate) async fn run(args: SimulateArgs) -> Result<(), Failure> {
     drawing.abort();
     bar.finish_and_clear();
     let figures = ended?;
-    println!(
+    say!(
         "{} messages sent, {} acknowledged, {} reconnects, {} devices gave up",
-        figures.sent, figures.acked, figures.reconnects, figures.gave_up
-    );
-    match figures.sent - figures.acked {
+        figures.sent,
+        figures.acked,
+        figures.reconnects,
+        figures.gave_up
+    )?;
+    match figures.sent.saturating_sub(figures.acked) {
         0 => Ok(()),
         open => Err(Failure::Failed(format!("{open} messages were not acknowledged"))),
     }
@@ -74,13 +77,13 @@ async fn draw(bar: ProgressBar, stats: Arc<FleetStats>, devices: u32) {
     loop {
         every.tick().await;
         let now = stats.figures();
-        let rate = (now.acked - before.acked) as f64 / FIGURES_EVERY.as_secs_f64();
+        let rate = now.acked.saturating_sub(before.acked) as f64 / FIGURES_EVERY.as_secs_f64();
         bar.set_position(bar.elapsed().as_secs());
         bar.set_message(format!(
             "{}/{devices} connected  {} acked  {rate:.0}/s  {} in flight  {} too hot  {} reconnects",
             now.connected,
             now.acked,
-            now.sent - now.acked,
+            now.sent.saturating_sub(now.acked),
             now.overheated,
             now.reconnects,
         ));

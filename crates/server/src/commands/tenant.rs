@@ -1,6 +1,9 @@
 use serde_json::json;
 
-use super::client::{Client, text};
+use super::{
+    client::{Client, text},
+    say,
+};
 use crate::{
     cli::{Server, TenantCommand},
     exit::Failure,
@@ -11,11 +14,11 @@ pub(crate) async fn run(command: TenantCommand, server: Server) -> Result<(), Fa
     match command {
         TenantCommand::Add { name } => {
             let added = client.post("/v1/tenants", &json!({ "name": name })).await?;
-            println!("{}", text(&added, "token")?);
+            say!("{}", text(&added, "token")?)?;
         }
         TenantCommand::List => {
             for tenant in client.get("/v1/tenants").await?.as_array().into_iter().flatten() {
-                println!("{}", tenant.as_str().unwrap_or("-"));
+                say!("{}", tenant.as_str().unwrap_or("-"))?;
             }
         }
     }

@@ -4,7 +4,9 @@
 //! They are read one after the other while records flow, so each is compared with the others' values before and after
 //! it: when nothing flows, the bounds meet.
 
-use std::collections::BTreeMap;
+mod gone; // what no store can read any more
+
+use std::{collections::BTreeMap, path::Path};
 
 use dunlin_console::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
 use dunlin_gateway::{Account, GatewayView};
@@ -12,6 +14,9 @@ use dunlin_journal::{Journal, Partition, Topic};
 use dunlin_model::TenantId;
 use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
 use dunlin_tsdb::{Counts, Tsdb};
+use gone::Gone;
+
+use crate::exit::Failure;
 
 /// How things stood before any consumer ran and any door was open.
 #[derive(Debug)]
@@ -22,6 +27,7 @@ pub(crate) struct Ledger {
     ends: Vec<u64>,
     /// Whose the records are that the store has not read: known if there is but one tenant.
     backlog_of: String,
+    gone: Gone,
 }
 
 /// Stands in the ledger for messages whose tenant is not known (yet).
@@ -39,20 +45,27 @@ pub(crate) struct Counters<'a> {
 }
 
 impl Ledger {
-    pub(crate) fn open(journal: &dyn Journal, tsdb: &dyn Tsdb, tenants: &[TenantId]) -> Self {
+    pub(crate) fn open(
+        data: &Path,
+        journal: &dyn Journal,
+        tsdb: &dyn Tsdb,
+        tenants: &[TenantId],
+    ) -> Result<Self, Failure> {
         let backlog_of = match tenants {
             [only] => only.to_string(),
             _ => NOBODY.to_owned(),
         };
         let read = tsdb.counts().into_iter().map(|(tenant, counts)| (tenant, counts.read())).collect();
         let ends = partitions(journal).map(|at| journal.extent(at).next.0).collect();
-        Self { read, ends, backlog_of }
+        let gone = Gone::open(data, journal, tsdb)?;
+        Ok(Self { read, ends, backlog_of, gone })
     }
 
     pub(crate) fn view(&self, counters: Counters<'_>) -> LedgerView {
         let gateway_before = counters.gateway.accounts();
         let position_before = position(counters);
         let unread = self.unread_backlog(counters);
+        let gone = self.gone.passed(counters.tsdb);
         let stored = counters.tsdb.counts();
         let store = counters.store.status();
         let position_after = position(counters);
@@ -70,10 +83,10 @@ impl Ledger {
         }
         let read: u64 = stored.values().map(Counts::read).sum();
         let skipped = store.undecodable + undecodable(counters);
-        if read + skipped < position_before || read > position_after {
+        if read + skipped + gone < position_before || read + gone > position_after {
             problems.push(of_all(format!(
                 "the store is at {position_before} to {position_after} and accounts for {read} records, \
-                 {skipped} more were not decodable"
+                 {skipped} more were not decodable, {gone} were gone before it came"
             )));
         }
 
@@ -120,13 +133,15 @@ impl Ledger {
                 failed: account.failed,
             };
         }
-        LedgerView { balanced: problems.is_empty(), problems, tenants }
+        let gone = Some(self.gone.records());
+        LedgerView { balanced: problems.is_empty(), problems, gone, tenants }
     }
 
     /// Records that were in the journal at the start and that the store has not read yet.
     fn unread_backlog(&self, counters: Counters<'_>) -> u64 {
         let of = |(at, end): (Partition, &u64)| {
-            end.saturating_sub(counters.tsdb.position(at).map_or(0, |offset| offset.0))
+            let position = counters.tsdb.position(at).map_or(0, |offset| offset.0);
+            end.saturating_sub(position.max(counters.journal.extent(at).oldest.0))
         };
         partitions(counters.journal).zip(&self.ends).map(of).sum()
     }

@@ -1,5 +1,4 @@
 use std::{
-    fs,
     net::TcpListener,
     path::Path,
     sync::{Arc, Mutex},
@@ -65,7 +64,8 @@ impl Running {
         let journal: Arc<dyn Journal> = stores.journal.clone();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
-        let ledger = Ledger::open(&*stores.journal, &*stores.tsdb, &registry.tenants().await?);
+        let tenants = registry.tenants().await?;
+        let ledger = Ledger::open(&config.data, &*stores.journal, &*stores.tsdb, &tenants)?;
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
         let writer = StoreWriter::start(
             config.store.clone(),
@@ -162,7 +162,7 @@ impl Running {
 
 impl Stores {
     async fn open(config: &Config, clock: &Clock, metrics: &mut Metrics) -> Result<Self, Failure> {
-        fs::create_dir_all(&config.data)
+        first_start::make_data_directory(&config.data)
             .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
         let journal = DiskJournal::open(config.journal.clone(), clock.clone(), metrics)?;
         let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;

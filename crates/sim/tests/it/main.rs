@@ -3,4 +3,5 @@
 mod broker; // that server
 mod fleet;
 mod load;
+mod publisher;
 mod replay;
