@@ -42,7 +42,7 @@ def loads():
 def small_disk(tmp_path):
     """Makes mounted ext4 file systems of a given size in files. Needs root and a loop device."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a file system and cutting its power needs root")
+        pytest.fail("mounting a file system and cutting its power needs root; run the tests as root")
     mounts = []
 
     def make(megabytes):
