@@ -15,6 +15,10 @@ pub(crate) struct Check {
     pub(crate) run: fn(&mut Ctx<'_>) -> Outcome,
 }
 
+/// How late the end of an interval may be noticed. The specification allows nothing, but nobody can see the
+/// very moment, and servers look at their clocks every few seconds.
+pub(crate) const CLOCK_SLACK: Duration = Duration::from_secs(6);
+
 /// `Ok` is a pass.
 pub(crate) type Outcome = Result<(), Stop>;
 

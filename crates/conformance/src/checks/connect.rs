@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Table;
-use crate::check::{Ctx, Outcome, ensure, fail, not_applicable};
+use crate::check::{CLOCK_SLACK, Ctx, Outcome, ensure, fail, not_applicable};
 use crate::wire::{
     self, Connect, Packet, Publish, Value, Version, Will, frame, kind, property, put_bytes, text,
 };
@@ -384,15 +384,13 @@ fn nonconforming(ctx: &mut Ctx<'_>, bytes: &[u8]) -> Outcome {
 }
 
 fn keep_alive(ctx: &mut Ctx<'_>) -> Outcome {
-    // Servers look at their clocks now and then, so the end may be late by the time limit and a little; the
-    // beginning may not be early.
     let mut client = ctx.connect_with(&Connect { keep_alive_seconds: 2, ..ctx.hello('a') })?;
     let seconds = client.server.number(property::SERVER_KEEP_ALIVE).unwrap_or(2);
     if seconds > 10 {
         return not_applicable(format!("the server announced Server Keep Alive {seconds}"));
     }
     let since = Instant::now();
-    client.wait_for(Duration::from_millis(u64::from(seconds) * 1_500) + 2 * ctx.limit());
+    client.wait_for(Duration::from_millis(u64::from(seconds) * 1_500) + CLOCK_SLACK);
     client.closed("no packet within 1.5 times the keep alive")?;
     let took = since.elapsed();
     let early = took < Duration::from_secs(u64::from(seconds));

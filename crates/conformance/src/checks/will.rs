@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::Table;
-use crate::check::{Ctx, Stop, ensure};
+use crate::check::{CLOCK_SLACK, Ctx, Stop, ensure};
 use crate::connection::Connection;
 use crate::wire::{Connect, Publish, Value, Will, frame, pair, property, text};
 
@@ -31,7 +31,7 @@ pub(super) fn list(t: &mut Table) {
         let hello = Connect { keep_alive_seconds: 1, will: Some(will), ..ctx.hello('a') };
         let client = ctx.connect_with(&hello)?;
         let seconds = client.server.number(property::SERVER_KEEP_ALIVE).unwrap_or(1);
-        watcher.wait_for(Duration::from_millis(u64::from(seconds) * 1_500) + 2 * ctx.limit());
+        watcher.wait_for(Duration::from_millis(u64::from(seconds) * 1_500) + CLOCK_SLACK);
         watcher.receive_payload(b"gone").map(drop)
     });
     t.both(
@@ -129,7 +129,7 @@ pub(super) fn list(t: &mut Table) {
         let (client, mut watcher) = lasting(ctx, 120, 2)?;
         client.drop_dead();
         let since = Instant::now();
-        watcher.wait_for(Duration::from_secs(3) + ctx.limit());
+        watcher.wait_for(Duration::from_secs(2) + CLOCK_SLACK);
         watcher.receive_payload(b"gone")?;
         let took = since.elapsed();
         ensure(took >= Duration::from_millis(900), "the will after 2 s", format!("the will after {took:?}"))
@@ -140,7 +140,7 @@ pub(super) fn list(t: &mut Table) {
         |ctx| {
             let (client, mut watcher) = lasting(ctx, 1, 60)?;
             client.drop_dead();
-            watcher.wait_for(Duration::from_secs(3) + ctx.limit());
+            watcher.wait_for(Duration::from_secs(2) + CLOCK_SLACK);
             watcher.receive_payload(b"gone").map(drop)
         },
     );
