@@ -81,7 +81,16 @@ impl Target {
         let run = (since.as_secs() as u32).wrapping_mul(1_000).wrapping_add(since.subsec_millis());
         Ok(Self { address, usernames, password, topic_prefix, limit, run })
     }
+
+    /// A server that takes nobody would pass every check that it must refuse something.
+    pub(crate) fn takes(&self, version: Version) -> Outcome {
+        let ctx = Ctx::new(self, PREFLIGHT, version);
+        ('a'..='z').take(self.usernames.len().max(1)).try_for_each(|role| ctx.connect(role).map(drop))
+    }
 }
+
+/// No check has this index; it still fits the three hexadecimal digits of client ids.
+const PREFLIGHT: usize = 0xfff;
 
 /// What one run of one check has to itself.
 pub(crate) struct Ctx<'a> {
@@ -188,13 +197,10 @@ impl<'a> Ctx<'a> {
         subscriber
             .take("SUBACK", |packet| matches!(packet, Packet::SubAck { id: have, .. } if *have == id))?;
         publisher.publish(&sentinel, b"sentinel", 1)?;
-        loop {
-            let came =
-                subscriber.take("a sentinel message", |packet| matches!(packet, Packet::Publish(_)))?;
-            match &came.packet {
-                Packet::Publish(publish) if publish.topic == sentinel.as_bytes() => return Ok(()),
-                _ => return fail(format!("no {instead_of}"), came.to_string()),
-            }
+        let came = subscriber.take("a sentinel message", |packet| matches!(packet, Packet::Publish(_)))?;
+        match &came.packet {
+            Packet::Publish(publish) if publish.topic == sentinel.as_bytes() => Ok(()),
+            _ => fail(format!("no {instead_of}"), came.to_string()),
         }
     }
 

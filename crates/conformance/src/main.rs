@@ -18,7 +18,7 @@ use crate::report::Format;
 
 /// Tries every normative statement about servers on an MQTT broker, with raw packets over plain TCP.
 ///
-/// Exits with 0 when nothing failed, 1 when something did, 2 when the broker cannot be reached.
+/// Exits with 0 when nothing failed, 1 when something did, 2 when the broker cannot be reached or takes nobody.
 #[derive(Debug, Parser)]
 #[command(name = "dunlin-mqtt-conformance", version)]
 struct Options {
@@ -72,8 +72,11 @@ fn main() -> ExitCode {
         }
     };
     let results = run::all(&checks, &target, options.jobs);
-    let failed = results.iter().any(|result| result.verdict.is_fail());
-    let code = if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    let code = match &results {
+        results if results.iter().any(|result| result.verdict.is_fail()) => ExitCode::FAILURE,
+        results if results.iter().any(|result| result.verdict.is_pass()) => ExitCode::SUCCESS,
+        _ => ExitCode::from(2),
+    };
     print(&report::results(&results, options.format), code)
 }
 

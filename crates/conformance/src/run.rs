@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::check::{Check, Ctx, Outcome, Stop, Target};
+use crate::wire::Version;
 
 pub(crate) enum Verdict {
     Pass,
@@ -13,6 +14,10 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
+    pub(crate) fn is_pass(&self) -> bool {
+        matches!(self, Self::Pass)
+    }
+
     pub(crate) fn is_fail(&self) -> bool {
         matches!(self, Self::Fail { .. })
     }
@@ -24,6 +29,7 @@ pub(crate) struct Checked<'a> {
 }
 
 pub(crate) fn all<'a>(checks: &'a [Check], target: &Target, jobs: usize) -> Vec<Checked<'a>> {
+    let refusals = [Version::V4, Version::V5].map(|version| (version, target.takes(version).err()));
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -32,7 +38,11 @@ pub(crate) fn all<'a>(checks: &'a [Check], target: &Target, jobs: usize) -> Vec<
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(check) = checks.get(index) else { return };
-                    let verdict = one(check, target, index);
+                    let refusal = refusals.iter().find(|(version, _)| *version == check.version);
+                    let verdict = match refusal {
+                        Some((_, Some(stop))) => refused(check.version, stop),
+                        _ => one(check, target, index),
+                    };
                     if let Ok(mut done) = done.lock() {
                         done.push((index, Checked { check, verdict }));
                     }
@@ -43,6 +53,14 @@ pub(crate) fn all<'a>(checks: &'a [Check], target: &Target, jobs: usize) -> Vec<
     let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, checked)| checked).collect()
+}
+
+fn refused(version: Version, stop: &Stop) -> Verdict {
+    let came = match stop {
+        Stop::Fail { came, .. } => came,
+        Stop::NotApplicable(reason) => reason,
+    };
+    Verdict::NotApplicable(format!("the server takes no plain CONNECT of MQTT {}: {came}", version.name()))
 }
 
 fn one(check: &Check, target: &Target, index: usize) -> Verdict {

@@ -205,6 +205,13 @@ pub(super) fn list(t: &mut Table) {
             said => fail("CONNACK 0x02", format!("{said:?}, then closed")),
         }
     });
+    t.v4("MQTT-3.1.3-9", "a client id that is rejected gets 0x02, and no other code", |ctx| {
+        let connect = Connect { client: Vec::new(), clean: false, ..ctx.hello('a') };
+        let mut client = ctx.open()?;
+        client.send_unchecked(&connect.bytes());
+        let said = client.refused("rejected client id")?;
+        ensure(said == Some(2), "CONNACK 0x02", format!("{said:?}, then closed"))
+    });
     t.v5("MQTT-3.1.3-7", "a client without id is told the one assigned to it", |ctx| {
         let client = ctx.connect_with(&Connect { client: Vec::new(), ..ctx.hello('a') })?;
         match client.server.get(property::ASSIGNED_CLIENT_ID) {
@@ -304,6 +311,17 @@ pub(super) fn list(t: &mut Table) {
             Some(_) => Ok(()),
             None => not_applicable("the server closes without a CONNACK"),
         }
+    });
+    t.both("MQTT-3.2.2-5", "MQTT-3.1.4-2", "a client that may not come in is turned away", |ctx| {
+        let stranger = Connect {
+            user: Some(b"nobody-of-this-name".to_vec()),
+            password: Some(b"nor-this-password".to_vec()),
+            ..ctx.hello('a')
+        };
+        if ctx.connect_with(&stranger).is_ok() {
+            return not_applicable("the server takes any user name");
+        }
+        ctx.refused_first(&stranger.bytes(), "unknown user name")
     });
     t.v5("MQTT-3.2.2-9", "a server that announces no Maximum QoS serves QoS 2", |ctx| {
         let mut client = ctx.connect('a')?;

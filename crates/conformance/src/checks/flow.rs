@@ -192,6 +192,37 @@ pub(super) fn list(t: &mut Table) {
             Ok(())
         },
     );
+    t.v4("MQTT-4.6.0-1", "QoS 2 messages come again in the order in which they came first", |ctx| {
+        let lasting = ctx.lasting('a');
+        let mut client = ctx.connect_with(&lasting)?;
+        client.subscribe(&ctx.topic("a"), 2)?;
+        let mut publisher = ctx.connect('b')?;
+        let mut first = Vec::new();
+        for index in 0_u8..5 {
+            publisher.publish(&ctx.topic("a"), &[index], 2)?;
+            first.push(client.message("not acknowledged")?.payload);
+        }
+        client.drop_dead();
+        let mut client = ctx.connect_with(&lasting)?;
+        first.iter().try_for_each(|payload| client.receive_payload(payload).map(drop))
+    });
+    t.v4("MQTT-4.6.0-4", "PUBRELs come in the order of the PUBRECs", |ctx| {
+        let mut client = ctx.subscriber('a', &ctx.topic("a"), 2)?;
+        let mut publisher = ctx.connect('b')?;
+        let mut ids = Vec::new();
+        for index in 0_u8..5 {
+            publisher.publish(&ctx.topic("a"), &[index], 2)?;
+            ids.push(client.message("not acknowledged")?.id);
+        }
+        let pubrecs: Vec<u8> = ids.iter().flat_map(|id| wire::ack(kind::PUBREC, *id)).collect();
+        client.send(&pubrecs)?;
+        for due in ids {
+            let came = client.next("PUBREL")?;
+            let good = matches!(came.packet, Packet::Ack { kind: kind::PUBREL, id, .. } if id == due);
+            ensure(good, format!("PUBREL {due}"), came.to_string())?;
+        }
+        Ok(())
+    });
     t.v4("MQTT-4.6.0-2", "PUBACKs come in the order of the PUBLISHes", |ctx| {
         acks_in_order(ctx, 1, kind::PUBACK)
     });

@@ -126,7 +126,7 @@ pub(super) fn list(t: &mut Table) {
             ctx.silent(&mut client, &mut publisher, "second copy")
         },
     );
-    t.v4("MQTT-4.1.0-2", "a session lasts as long as its connection", |ctx| session_lasts(ctx));
+    t.v4("MQTT-4.1.0-2", "a session lasts as long as its connection", session_lasts);
 
     // Redelivery.
     t.both("MQTT-3.3.1-1", "MQTT-3.3.1-1", "an unacknowledged QoS 1 message comes again with DUP 1", |ctx| {
@@ -221,6 +221,8 @@ pub(super) fn list(t: &mut Table) {
             Ok(())
         },
     );
+    t.v5("MQTT-4.3.2-3", "a QoS 1 message counts as unacknowledged until PUBACK", |ctx| again(ctx, 1));
+    t.v5("MQTT-4.3.3-3", "a QoS 2 message counts as unacknowledged until PUBREC", |ctx| again(ctx, 2));
     t.v4("MQTT-4.3.2-1", "an acknowledged QoS 1 message does not come again", |ctx| {
         acknowledged_is_over(ctx, 1)
     });
@@ -363,7 +365,7 @@ pub(super) fn list(t: &mut Table) {
         let client = ctx.connect_with(&hello)?;
         ensure(!client.session_present, "Session Present 0", "Session Present 1")
     });
-    t.v5("MQTT-4.1.0-1", "a session outlives its expiry interval while connected", |ctx| session_lasts(ctx));
+    t.v5("MQTT-4.1.0-1", "a session outlives its expiry interval while connected", session_lasts);
     t.v5("MQTT-3.1.2-23", "session expiry 0xFFFFFFFF is accepted, and the session resumed", |ctx| {
         let mut hello = ctx.lasting('a');
         hello.properties = vec![(property::SESSION_EXPIRY, Value::Long(u32::MAX))];

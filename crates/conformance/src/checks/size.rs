@@ -77,25 +77,41 @@ pub(super) fn list(t: &mut Table) {
             client.receive_payload(b"small").map(drop)
         },
     );
-    t.v5("MQTT-3.2.2-19", "CONNACK stays within the client's Maximum Packet Size", |ctx| connack_within(ctx));
-    t.v5("MQTT-3.9.2-1", "SUBACK stays within the client's Maximum Packet Size", |ctx| {
-        answers_within(ctx, kind::SUBACK)
-    });
-    t.v5("MQTT-3.11.2-1", "UNSUBACK stays within the client's Maximum Packet Size", |ctx| {
-        answers_within(ctx, kind::UNSUBACK)
-    });
-    t.v5("MQTT-3.4.2-2", "PUBACK stays within the client's Maximum Packet Size", |ctx| {
-        answers_within(ctx, kind::PUBACK)
-    });
-    t.v5("MQTT-3.5.2-2", "PUBREC stays within the client's Maximum Packet Size", |ctx| {
-        answers_within(ctx, kind::PUBREC)
-    });
-    t.v5("MQTT-3.14.2-3", "DISCONNECT stays within the client's Maximum Packet Size", |ctx| {
-        let hello = ctx.hello('a').with(property::MAXIMUM_PACKET_SIZE, Value::Long(30));
-        let mut client = ctx.connect_with(&hello)?;
-        client.send_unchecked(&Publish::new("a/+", b"x", 0).bytes(Version::V5));
-        within(&mut client, 30, "DISCONNECT, or the end")
-    });
+    // Each packet has one statement about its Reason String and one about its User Properties.
+    for statement in ["MQTT-3.2.2-19", "MQTT-3.2.2-20"] {
+        t.v5(statement, "CONNACK stays within the client's Maximum Packet Size", connack_within);
+    }
+    for statement in ["MQTT-3.4.2-2", "MQTT-3.4.2-3"] {
+        t.v5(statement, "PUBACK stays within the client's Maximum Packet Size", |ctx| {
+            answers_within(ctx, kind::PUBACK)
+        });
+    }
+    for statement in ["MQTT-3.5.2-2", "MQTT-3.5.2-3"] {
+        t.v5(statement, "PUBREC stays within the client's Maximum Packet Size", |ctx| {
+            answers_within(ctx, kind::PUBREC)
+        });
+    }
+    for statement in ["MQTT-3.6.2-2", "MQTT-3.6.2-3"] {
+        t.v5(statement, "PUBREL stays within the client's Maximum Packet Size", pubrel_within);
+    }
+    for statement in ["MQTT-3.7.2-2", "MQTT-3.7.2-3"] {
+        t.v5(statement, "PUBCOMP stays within the client's Maximum Packet Size", |ctx| {
+            answers_within(ctx, kind::PUBCOMP)
+        });
+    }
+    for statement in ["MQTT-3.9.2-1", "MQTT-3.9.2-2"] {
+        t.v5(statement, "SUBACK stays within the client's Maximum Packet Size", |ctx| {
+            answers_within(ctx, kind::SUBACK)
+        });
+    }
+    for statement in ["MQTT-3.11.2-1", "MQTT-3.11.2-2"] {
+        t.v5(statement, "UNSUBACK stays within the client's Maximum Packet Size", |ctx| {
+            answers_within(ctx, kind::UNSUBACK)
+        });
+    }
+    for statement in ["MQTT-3.14.2-3", "MQTT-3.14.2-4"] {
+        t.v5(statement, "DISCONNECT stays within the client's Maximum Packet Size", disconnect_within);
+    }
     t.v5("MQTT-4.13.1-1", "a packet above the server's Maximum Packet Size closes the connection", |ctx| {
         const AFFORDED: u32 = 64 << 20;
         let mut client = ctx.connect('a')?;
@@ -132,6 +148,22 @@ fn connack_within(ctx: &mut Ctx<'_>) -> Outcome {
     within(&mut client, ENOUGH_FOR_LIMITS, "CONNACK")
 }
 
+fn pubrel_within(ctx: &mut Ctx<'_>) -> Outcome {
+    let (mut client, mut publisher, topic) = small(ctx)?;
+    publisher.publish(&topic, b"x", 2)?;
+    let message = client.message("to acknowledge")?;
+    client.send(&wire::ack(kind::PUBREC, message.id))?;
+    within(&mut client, SMALL, "PUBREL")
+}
+
+fn disconnect_within(ctx: &mut Ctx<'_>) -> Outcome {
+    const MAXIMUM: u32 = 30;
+    let hello = ctx.hello('a').with(property::MAXIMUM_PACKET_SIZE, Value::Long(MAXIMUM));
+    let mut client = ctx.connect_with(&hello)?;
+    client.send_unchecked(&Publish::new("a/+", b"x", 0).bytes(Version::V5));
+    within(&mut client, MAXIMUM, "DISCONNECT, or the end")
+}
+
 fn answers_within(ctx: &mut Ctx<'_>, kind: u8) -> Outcome {
     const MAXIMUM: u32 = 40;
     let hello = ctx.hello('a').with(property::MAXIMUM_PACKET_SIZE, Value::Long(MAXIMUM));
@@ -140,6 +172,7 @@ fn answers_within(ctx: &mut Ctx<'_>, kind: u8) -> Outcome {
         // Nothing to find: the answers have something to explain.
         kind::SUBACK => wire::subscribe(Version::V5, 1, &[("$share/g/#/#", 0)]),
         kind::UNSUBACK => wire::unsubscribe(Version::V5, 1, &["never"]),
+        kind::PUBCOMP => wire::ack(kind::PUBREL, 4_242),
         kind::PUBACK => Publish::new(ctx.topic("nobody"), b"x", 1).id(1).bytes(Version::V5),
         _ => Publish::new(ctx.topic("nobody"), b"x", 2).id(1).bytes(Version::V5),
     })?;
