@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::check::{Outcome, Stop, ensure, fail};
+use crate::check::{Outcome, Stop, ensure, fail, not_applicable};
 use crate::wire::{self, Packet, Properties, Publish, Received, Version, kind, property};
 
 pub(crate) struct Connection {
@@ -80,6 +80,13 @@ impl Connection {
     }
 
     pub(crate) fn subscribe(&mut self, filter: &str, options: u8) -> Result<u8, Stop> {
+        let wildcards = filter.contains(['+', '#']);
+        let shared = filter.starts_with("$share/");
+        self.needs(
+            !wildcards || self.server_limit(property::WILDCARD_AVAILABLE) == 1,
+            "Wildcard Available=0",
+        )?;
+        self.needs(!shared || self.server_limit(property::SHARED_AVAILABLE) == 1, "Shared Available=0")?;
         let codes = self.subscribe_all(&[(filter, options)])?;
         ensure(
             codes[0] <= 2,
@@ -109,6 +116,12 @@ impl Connection {
 
     /// Publishes and does the whole handshake. The reason code of the first acknowledgement comes back.
     pub(crate) fn publish_as(&mut self, mut publish: Publish) -> Result<u8, Stop> {
+        self.needs(publish.qos <= 1 || self.server_limit(property::MAXIMUM_QOS) == 2, "Maximum QoS below 2")?;
+        self.needs(publish.qos == 0 || self.server_limit(property::MAXIMUM_QOS) > 0, "Maximum QoS 0")?;
+        self.needs(
+            !publish.retain || self.server_limit(property::RETAIN_AVAILABLE) == 1,
+            "Retain Available=0",
+        )?;
         if publish.qos > 0 && publish.id == 0 {
             publish.id = self.next_id();
         }
@@ -138,8 +151,15 @@ impl Connection {
                 self.server = properties;
                 Ok(())
             }
+            Packet::ConnAck { code: 0x9a, .. } => not_applicable("the server does not retain (CONNACK 0x9a)"),
+            Packet::ConnAck { code: 0x9b, .. } => not_applicable("the server lacks a QoS (CONNACK 0x9b)"),
             _ => fail("CONNACK with code 0", came.to_string()),
         }
+    }
+
+    /// What the server has said it does not do is nothing to fail at.
+    fn needs(&self, available: bool, announced: &str) -> Outcome {
+        if available { Ok(()) } else { not_applicable(format!("the server announced {announced}")) }
     }
 
     /// What the CONNACK says, or the default of the specification.
@@ -295,7 +315,14 @@ impl Connection {
         loop {
             match self.next_within(until.saturating_duration_since(Instant::now())) {
                 Came::Packet(came) if wanted(&came.packet) => return Ok(came),
-                Came::Packet(came) if matches!(came.packet, Packet::Disconnect { .. }) => {
+                Came::Packet(Received { packet: Packet::Disconnect { code, properties }, raw }) => {
+                    self.needs(
+                        code != 0x9b || self.server_limit(property::MAXIMUM_QOS) == 2,
+                        "Maximum QoS below 2",
+                    )?;
+                    let limited = self.server.get(property::MAXIMUM_PACKET_SIZE).is_some();
+                    self.needs(code != 0x95 || !limited, "a smaller Maximum Packet Size")?;
+                    let came = Received { packet: Packet::Disconnect { code, properties }, raw };
                     return fail(expected, came.to_string());
                 }
                 Came::Packet(came) => self.early.push_back(came),

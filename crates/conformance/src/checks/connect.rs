@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::Table;
-use crate::check::{CLOCK_SLACK, Ctx, Outcome, ensure, fail, not_applicable};
+use crate::check::{CLOCK_SLACK, Ctx, Outcome, Stop, ensure, fail, not_applicable};
+use crate::connection::Connection;
 use crate::wire::{
     self, Connect, Packet, Publish, Value, Version, Will, frame, kind, property, put_bytes, text,
 };
@@ -213,7 +214,7 @@ pub(super) fn list(t: &mut Table) {
         ensure(said == Some(2), "CONNACK 0x02", format!("{said:?}, then closed"))
     });
     t.v5("MQTT-3.1.3-7", "a client without id is told the one assigned to it", |ctx| {
-        let client = ctx.connect_with(&Connect { client: Vec::new(), ..ctx.hello('a') })?;
+        let client = nameless(ctx, &ctx.hello('a'))?;
         match client.server.get(property::ASSIGNED_CLIENT_ID) {
             Some(Value::Text(id)) if !id.is_empty() => Ok(()),
             _ => fail("Assigned Client Identifier", format!("{:?}", client.server)),
@@ -221,8 +222,7 @@ pub(super) fn list(t: &mut Table) {
     });
     t.v5("MQTT-3.1.3-6", "the assigned client id resumes its session", assigned_resumes);
     t.v5("MQTT-3.2.2-16", "assigned client ids differ", |ctx| {
-        let anonymous = Connect { client: Vec::new(), ..ctx.hello('a') };
-        let (first, second) = (ctx.connect_with(&anonymous)?, ctx.connect_with(&anonymous)?);
+        let (first, second) = (nameless(ctx, &ctx.hello('a'))?, nameless(ctx, &ctx.hello('a'))?);
         let ids = [&first, &second].map(|client| client.server.get(property::ASSIGNED_CLIENT_ID).cloned());
         ensure(ids[0].is_some() && ids[0] != ids[1], "two different ids", format!("{ids:?}"))
     });
@@ -419,6 +419,9 @@ fn problem_info(ctx: &mut Ctx<'_>) -> Outcome {
     let hello = ctx.hello('a').with(property::REQUEST_PROBLEM, Value::Byte(0));
     let mut client = ctx.connect_with(&hello)?;
     let topic = ctx.topic("a");
+    if client.server_limit(property::MAXIMUM_QOS) < 2 {
+        return not_applicable("the server announced Maximum QoS below 2");
+    }
     client.send(&Publish::new(&topic, b"x", 1).id(1).bytes(Version::V5))?;
     client.send(&Publish::new(&topic, b"x", 2).id(2).bytes(Version::V5))?;
     client.send(&wire::subscribe(Version::V5, 3, &[(&topic, 0)]))?;
@@ -437,9 +440,16 @@ fn problem_info(ctx: &mut Ctx<'_>) -> Outcome {
     Ok(())
 }
 
+/// A client without id of its own, which a server need not take.
+fn nameless(ctx: &Ctx<'_>, hello: &Connect) -> Result<Connection, Stop> {
+    match ctx.connect_with(&Connect { client: Vec::new(), ..hello.clone() }) {
+        Err(Stop::Fail { .. }) => not_applicable("the server takes no empty client ids"),
+        taken => taken,
+    }
+}
+
 fn assigned_resumes(ctx: &mut Ctx<'_>) -> Outcome {
-    let anonymous = Connect { client: Vec::new(), ..ctx.hello('a') };
-    let first = ctx.connect_with(&anonymous.clone().with(property::SESSION_EXPIRY, Value::Long(60)))?;
+    let first = nameless(ctx, &ctx.hello('a').with(property::SESSION_EXPIRY, Value::Long(60)))?;
     let Some(Value::Text(id)) = first.server.get(property::ASSIGNED_CLIENT_ID).cloned() else {
         return fail("Assigned Client Identifier", format!("{:?}", first.server));
     };
