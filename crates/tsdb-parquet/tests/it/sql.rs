@@ -174,6 +174,42 @@ async fn results_and_time_are_bounded() {
 }
 
 #[tokio::test]
+async fn metrics_beyond_the_columns_are_in_the_long_view() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let names: Vec<String> = (0..600).map(|n| format!("m{n:03}")).collect();
+    let mut readings: Vec<_> = names.iter().map(|name| (name.as_str(), F64(0.5))).collect();
+    write(&*store, &[record("a", at(0), &readings)]);
+    readings.extend([("on", Bool(true)), ("mode", Text("eco")), ("n", I64(7))]);
+    write(&*store, &[record("b", at(1), &readings)]);
+    for place in ["memory", "a file", "a packed file"] {
+        match place {
+            "memory" => {}
+            "a file" => store.flush().await.expect("flush"),
+            _ => drop(store.compact_all().expect("compact")),
+        }
+        let of_b = "SELECT count(*) FROM readings WHERE device = 'b' AND metric = 'm599' AND value = 0.5";
+        assert_eq!(number(&store, of_b).await, 1, "{place}");
+        let late = sql(
+            &store,
+            "SELECT tenant, device, device_type, metric, time, value, text FROM readings \
+             WHERE metric IN ('on', 'mode', 'n') AND time > '2024-01-01' ORDER BY metric",
+        )
+        .await;
+        let expected = "\
++---------+--------+-------------+--------+----------------------+-------+------+
+| tenant  | device | device_type | metric | time                 | value | text |
++---------+--------+-------------+--------+----------------------+-------+------+
+| default | b      | default     | mode   | 2024-01-01T00:00:01Z |       | eco  |
+| default | b      | default     | n      | 2024-01-01T00:00:01Z | 7.0   |      |
+| default | b      | default     | on     | 2024-01-01T00:00:01Z | 1.0   |      |
++---------+--------+-------------+--------+----------------------+-------+------+";
+        assert_eq!(late, expected, "{place}");
+    }
+    assert_eq!(number(&store, "SELECT count(*) FROM readings").await, 1_203);
+}
+
+#[tokio::test]
 async fn metrics_beyond_the_columns_are_kept() {
     let lab = ParquetLab::default();
     let store = lab.store();
