@@ -23,6 +23,10 @@ pub struct Config {
     pub query_memory_bytes_max: usize,
     /// Queries at the same time; more wait, within their own timeout.
     pub queries_max: usize,
+    /// Of these, those of one tenant.
+    pub queries_per_tenant_max: usize,
+    /// Time of a query of points or newest values, its wait included. SQL brings a limit of its own.
+    pub query_seconds_max: u64,
     /// Cores for queries.
     pub query_threads: usize,
     /// Pause between two looks for files to compact.
@@ -42,6 +46,8 @@ impl Default for Config {
             fingerprint_bytes_max: 128 << 20,
             query_memory_bytes_max: 512 << 20,
             queries_max: 8,
+            queries_per_tenant_max: 4,
+            query_seconds_max: 60,
             query_threads: 2,
             compact_every_seconds: 60,
             compact_quiet_seconds: 600,

@@ -3,9 +3,16 @@
 
 mod narrow; // what a filter says about devices and times
 mod readings; // the long view over all tables of a tenant
+mod statement; // what may be parsed at all
 mod table; // a table as DataFusion sees it
 
-use std::{collections::BTreeMap, fmt, future::Future, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use arrow::{
     array::{Array, AsArray, RecordBatch},
@@ -34,7 +41,7 @@ use dunlin_tsdb::{Gather, Latest, Query, QueryError, Series, SeriesKey, SqlLimit
 use futures::{StreamExt, stream};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
@@ -48,6 +55,10 @@ use table::TelemetryTable;
 
 /// Batches of a result that wait for a slow reader.
 const RESULT_BATCHES_MAX: usize = 4;
+/// Stack of a query thread, reserved and not used: what `statement` lets through fits, also without optimization.
+const STACK_BYTES: usize = 256 << 20;
+/// Threads that read files for queries.
+const READERS_MAX: usize = 32;
 /// The table that is there even before its first record.
 const DEFAULT_TABLE: &str = "default";
 const READINGS: &str = "readings";
@@ -60,6 +71,14 @@ pub(crate) struct Engine {
     runtime: Option<Runtime>,
     session: SessionState,
     permits: Arc<Semaphore>,
+    /// The share of each tenant that asks right now.
+    shares: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
+}
+
+/// The right to run one query.
+struct Permit {
+    _of_tenant: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
 }
 
 impl Engine {
@@ -67,7 +86,9 @@ impl Engine {
         let config = &inner.config;
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.query_threads.max(1))
+            .max_blocking_threads(READERS_MAX)
             .thread_name("tsdb-query")
+            .thread_stack_size(STACK_BYTES)
             .on_thread_start(lower_priority)
             .enable_all()
             .build()?;
@@ -84,23 +105,57 @@ impl Engine {
             .with_runtime_env(environment)
             .build();
         let permits = Arc::new(Semaphore::new(config.queries_max.max(1)));
-        Ok(Self { inner, runtime: Some(runtime), session, permits })
+        Ok(Self { inner, runtime: Some(runtime), session, permits, shares: Mutex::default() })
     }
 
     fn handle(&self) -> Result<&Handle, QueryError> {
         self.runtime.as_ref().map(Runtime::handle).ok_or_else(closed)
     }
 
-    /// Runs on the query threads; stops when the asker leaves.
+    /// Waits for the tenant's turn: one who asks much waits for itself, not the others for it.
+    async fn permit(&self, tenant: &TenantId, deadline: Deadline) -> Result<Permit, QueryError> {
+        let share = self.share(tenant);
+        let both = async {
+            let of_tenant = share.acquire_owned().await.map_err(|_| closed())?;
+            let of_all = self.permits.clone().acquire_owned().await.map_err(|_| closed())?;
+            Ok(Permit { _of_tenant: of_tenant, _of_all: of_all })
+        };
+        deadline.bound(both).await?
+    }
+
+    fn share(&self, tenant: &TenantId) -> Arc<Semaphore> {
+        let mut shares = lock(&self.shares);
+        if let Some(share) = shares.get(tenant).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(self.inner.config.queries_per_tenant_max.max(1)));
+        shares.insert(tenant.clone(), Arc::downgrade(&share));
+        share
+    }
+
+    /// Of a query that brings no limit of its own.
+    fn deadline(&self) -> Deadline {
+        Deadline::after(Duration::from_secs(self.inner.config.query_seconds_max))
+    }
+
+    /// Runs on the query threads; stops when the asker leaves or the time is over.
     async fn run<T: Send + 'static>(
         &self,
+        tenant: &TenantId,
+        deadline: Deadline,
         work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
     ) -> Result<T, QueryError> {
-        let _permit = self.permits.clone().acquire_owned().await.map_err(|_| closed())?;
-        let began = Instant::now();
-        let mut task = AbortOnDrop(self.handle()?.spawn(work));
-        let done = (&mut task.0).await;
-        self.inner.metrics.query_seconds.observe(began.elapsed().as_secs_f64());
+        let permit = self.permit(tenant, deadline).await?;
+        let seconds = self.inner.metrics.query_seconds.clone();
+        let mut task = AbortOnDrop(self.handle()?.spawn(async move {
+            let _permit = permit;
+            let began = Instant::now();
+            let done = work.await;
+            seconds.observe(began.elapsed().as_secs_f64());
+            done
+        }));
+        let done = deadline.bound(&mut task.0).await?;
         done.map_err(|e| StoreError::Engine { reason: e.to_string() })?
     }
 
@@ -108,7 +163,7 @@ impl Engine {
         let gather = Gather::new(&query)?;
         let tables = self.tables(tenant);
         let context = SessionContext::new_with_state(self.session.clone());
-        self.run(gather_all(context, tables, query, gather)).await
+        self.run(tenant, self.deadline(), gather_all(context, tables, query, gather)).await
     }
 
     pub(crate) async fn sql(
@@ -117,32 +172,38 @@ impl Engine {
         text: &str,
         limits: SqlLimits,
     ) -> Result<SqlResult, QueryError> {
-        let until = Instant::now() + limits.timeout;
-        let late = || QueryError::Timeout(limits.timeout);
-        let permit = tokio::time::timeout_at(until, self.permits.clone().acquire_owned());
-        let permit = permit.await.map_err(|_| late())?.map_err(|_| closed())?;
+        statement::check(text)?;
+        let deadline = Deadline::after(limits.timeout);
+        let permit = self.permit(tenant, deadline).await?;
         let (tables, text, session) = (self.tables(tenant), text.to_owned(), self.session.clone());
         let name = tenant.to_string();
-        let began = Instant::now();
-        let mut planned =
-            AbortOnDrop(self.handle()?.spawn(async move { plan(session, &name, tables, &text).await }));
-        let rows = tokio::time::timeout_at(until, &mut planned.0).await.map_err(|_| late())?;
-        let rows = rows.map_err(|e| StoreError::Engine { reason: e.to_string() })??;
-        let schema = rows.schema();
-        let (sender, receiver) = mpsc::channel(RESULT_BATCHES_MAX);
         let seconds = self.inner.metrics.query_seconds.clone();
+        let (schema, planned) = oneshot::channel();
+        let (sender, receiver) = mpsc::channel(RESULT_BATCHES_MAX);
+        // All of it on the query threads: nobody else's stack has room even to drop a plan.
         self.handle()?.spawn(async move {
-            forward(rows, sender, limits, until).await;
+            let _permit = permit;
+            let began = Instant::now();
+            match plan(session, &name, tables, &text).await {
+                Ok(rows) => {
+                    if schema.send(Ok(rows.schema())).is_ok() {
+                        forward(rows, sender, limits.rows_max, deadline).await;
+                    }
+                }
+                // Who asked may have left.
+                Err(error) => drop(schema.send(Err(error))),
+            }
             seconds.observe(began.elapsed().as_secs_f64());
-            drop(permit);
         });
+        let schema = deadline.bound(planned).await?.map_err(|_| deadline.cut_short())??;
         // The reader looks at the clock itself: an operator may compute for long without a pause.
         let batches = stream::unfold(Some(receiver), move |from| async move {
             let mut from = from?;
-            match tokio::time::timeout_at(until, from.recv()).await {
-                Ok(Some(item)) => Some((item, Some(from))),
-                Ok(None) => None,
-                Err(_) => Some((Err(QueryError::Timeout(limits.timeout)), None)),
+            match deadline.bound(from.recv()).await {
+                Ok(Some(Sent::Rows(batch))) => Some((Ok(batch), Some(from))),
+                Ok(Some(Sent::Failed(error))) | Err(error) => Some((Err(error), None)),
+                Ok(Some(Sent::End)) => None,
+                Ok(None) => Some((Err(deadline.cut_short()), None)),
             }
         });
         Ok(SqlResult { schema, batches: batches.boxed() })
@@ -155,12 +216,14 @@ impl Engine {
         devices: &[String],
         limit: usize,
     ) -> Result<Vec<Latest>, QueryError> {
+        let deadline = self.deadline();
         let mut found: Found = BTreeMap::new();
         for table in self.tables_to_scan(tenant, devices) {
             let (number, wanted) = table;
             let Some(table) = self.tables(tenant).into_iter().find(|t| t.number == number) else { continue };
             let context = SessionContext::new_with_state(self.session.clone());
-            let scanned = self.run(newest(context, Arc::new(table), wanted.clone())).await?;
+            let scanned =
+                self.run(tenant, deadline, newest(context, Arc::new(table), wanted.clone())).await?;
             self.keep(number, &wanted, &scanned);
             merge(&mut found, scanned);
         }
@@ -278,6 +341,37 @@ impl Drop for Engine {
     }
 }
 
+/// When a query must be done, and the time it was given.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    until: Instant,
+    given: Duration,
+}
+
+impl Deadline {
+    /// So far away that the clock cannot say when, it is a year.
+    fn after(given: Duration) -> Self {
+        const FAR: Duration = Duration::from_secs(365 * 86_400);
+        Self { until: Instant::now() + given.min(FAR), given }
+    }
+
+    /// What is ready counts only within the time.
+    async fn bound<T>(self, work: impl Future<Output = T>) -> Result<T, QueryError> {
+        if Instant::now() >= self.until {
+            return Err(QueryError::Timeout(self.given));
+        }
+        tokio::time::timeout_at(self.until, work).await.map_err(|_| QueryError::Timeout(self.given))
+    }
+
+    /// Why the query's task went away without an end: a result that is cut must not look whole.
+    fn cut_short(self) -> QueryError {
+        if Instant::now() >= self.until {
+            return QueryError::Timeout(self.given);
+        }
+        StoreError::Engine { reason: "the query ended early".into() }.into()
+    }
+}
+
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
@@ -288,6 +382,13 @@ impl<T> Drop for AbortOnDrop<T> {
 
 fn closed() -> QueryError {
     StoreError::Engine { reason: "the store is closed".into() }.into()
+}
+
+/// What a query sends to its reader; without `End` the result is not whole.
+enum Sent {
+    Rows(RecordBatch),
+    Failed(QueryError),
+    End,
 }
 
 /// Newest values by device and metric.
@@ -529,34 +630,36 @@ fn only_reads(statement: &ParsedStatement) -> Result<(), QueryError> {
     Err(QueryError::Invalid("SQL here only reads: SELECT, EXPLAIN, SHOW TABLES and SHOW COLUMNS".into()))
 }
 
-/// Sends a result on until it ends, its reader leaves, or a limit is reached.
+/// Sends a result on until it ends, its reader leaves, or a limit is reached. The time limit holds for a reader that
+/// does not read, too.
 async fn forward(
     mut rows: SendableRecordBatchStream,
-    to: mpsc::Sender<Result<RecordBatch, QueryError>>,
-    limits: SqlLimits,
-    until: Instant,
+    to: mpsc::Sender<Sent>,
+    rows_max: usize,
+    deadline: Deadline,
 ) {
     let mut count = 0;
     loop {
         let next = tokio::select! {
             () = to.closed() => return,
-            next = tokio::time::timeout_at(until, rows.next()) => next,
+            next = deadline.bound(rows.next()) => next,
         };
         let item = match next {
-            Err(_) => Err(QueryError::Timeout(limits.timeout)),
-            Ok(None) => return,
-            Ok(Some(Err(error))) => Err(failed(error)),
+            Err(late) => Sent::Failed(late),
+            Ok(None) => Sent::End,
+            Ok(Some(Err(error))) => Sent::Failed(failed(error)),
             Ok(Some(Ok(batch))) => {
                 count += batch.num_rows();
-                if count > limits.rows_max {
-                    Err(QueryError::TooLarge { what: "rows", max: limits.rows_max })
+                if count > rows_max {
+                    Sent::Failed(QueryError::TooLarge { what: "rows", max: rows_max })
                 } else {
-                    Ok(batch)
+                    Sent::Rows(batch)
                 }
             }
         };
-        let is_last = item.is_err();
-        if to.send(item).await.is_err() || is_last {
+        let is_last = !matches!(item, Sent::Rows(_));
+        // A reader that it does not reach finds that the time is over.
+        if !matches!(deadline.bound(to.send(item)).await, Ok(Ok(()))) || is_last {
             return;
         }
     }

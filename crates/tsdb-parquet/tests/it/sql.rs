@@ -6,6 +6,9 @@ use dunlin_tsdb::{
     conformance::{at, record, tenant, write},
 };
 
+use dunlin_tsdb_parquet::Config;
+use futures::StreamExt;
+
 use crate::lab::{LIMITS, ParquetLab, number, refusal, rows, sql};
 
 #[tokio::test]
@@ -171,6 +174,42 @@ async fn results_and_time_are_bounded() {
 }
 
 #[tokio::test]
+async fn metrics_beyond_the_columns_are_in_the_long_view() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let names: Vec<String> = (0..600).map(|n| format!("m{n:03}")).collect();
+    let mut readings: Vec<_> = names.iter().map(|name| (name.as_str(), F64(0.5))).collect();
+    write(&*store, &[record("a", at(0), &readings)]);
+    readings.extend([("on", Bool(true)), ("mode", Text("eco")), ("n", I64(7))]);
+    write(&*store, &[record("b", at(1), &readings)]);
+    for place in ["memory", "a file", "a packed file"] {
+        match place {
+            "memory" => {}
+            "a file" => store.flush().await.expect("flush"),
+            _ => drop(store.compact_all().expect("compact")),
+        }
+        let of_b = "SELECT count(*) FROM readings WHERE device = 'b' AND metric = 'm599' AND value = 0.5";
+        assert_eq!(number(&store, of_b).await, 1, "{place}");
+        let late = sql(
+            &store,
+            "SELECT tenant, device, device_type, metric, time, value, text FROM readings \
+             WHERE metric IN ('on', 'mode', 'n') AND time > '2024-01-01' ORDER BY metric",
+        )
+        .await;
+        let expected = "\
++---------+--------+-------------+--------+----------------------+-------+------+
+| tenant  | device | device_type | metric | time                 | value | text |
++---------+--------+-------------+--------+----------------------+-------+------+
+| default | b      | default     | mode   | 2024-01-01T00:00:01Z |       | eco  |
+| default | b      | default     | n      | 2024-01-01T00:00:01Z | 7.0   |      |
+| default | b      | default     | on     | 2024-01-01T00:00:01Z | 1.0   |      |
++---------+--------+-------------+--------+----------------------+-------+------+";
+        assert_eq!(late, expected, "{place}");
+    }
+    assert_eq!(number(&store, "SELECT count(*) FROM readings").await, 1_203);
+}
+
+#[tokio::test]
 async fn metrics_beyond_the_columns_are_kept() {
     let lab = ParquetLab::default();
     let store = lab.store();
@@ -197,4 +236,93 @@ async fn metrics_beyond_the_columns_are_kept() {
     assert_eq!(ask(&*store).await, fresh);
     let again = write(&*store, &[record("a", at(0), &readings)]);
     assert_eq!(again, [dunlin_tsdb::Outcome::Duplicate]);
+}
+
+#[tokio::test]
+async fn a_statement_too_deep_is_refused_and_one_below_the_bound_works() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let chain = |of: &str, with: &str, count: usize| vec![of; count].join(with);
+    for text in [
+        format!("SELECT {}", chain("1", "+", 20_000)),
+        format!("SELECT {}", chain("1", " + ", 200_000)),
+        format!("SELECT {}1{}", "(".repeat(10_000), ")".repeat(10_000)),
+        format!("SELECT 1 WHERE {} true", "NOT ".repeat(10_000)),
+        format!("SELECT 1{}", " IS NULL".repeat(5_000)),
+        format!("{} SELECT 1", "EXPLAIN ".repeat(5_000)),
+        chain("SELECT 1", " UNION ALL ", 3_000),
+    ] {
+        let refused = refusal(&store, &text).await;
+        assert!(refused.contains("at the most"), "{refused:.300}");
+    }
+    assert_eq!(number(&store, &format!("SELECT {}", chain("1", "+", 500))).await, 500);
+    assert_eq!(number(&store, &format!("SELECT count(*) WHERE {}", chain("true", " AND ", 2_040))).await, 1);
+    let list = chain("'a'", ",", 10_000);
+    assert_eq!(number(&store, &format!("SELECT count(*) FROM default WHERE device IN ({list})")).await, 0);
+    // These may meet limits of the parser, too; what matters is that they are answered.
+    for text in [
+        format!("SELECT {}1{}", "(".repeat(39), ")".repeat(39)),
+        format!("SELECT * FROM {}default{}", "(".repeat(39), ")".repeat(39)),
+        format!("SELECT 1 WHERE {} true", "NOT ".repeat(2_000)),
+        format!("SELECT 1{}", " IS NULL".repeat(1_000)),
+        format!("SELECT 1{}", "::int".repeat(1_000)),
+        format!("SELECT {}1", "- ".repeat(2_000)),
+        format!("{} SELECT 1", "EXPLAIN ".repeat(2_000)),
+        chain("SELECT 1", " UNION ALL ", 650),
+    ] {
+        drop(rows(&store, "default", &text, LIMITS).await);
+    }
+}
+
+/// Many batches, quickly made.
+const ENDLESS: &str = "SELECT value FROM generate_series(1, 1000000000000)";
+
+#[tokio::test]
+async fn readers_that_do_not_read_stop_nobody_for_longer_than_their_time() {
+    let lab = ParquetLab::default();
+    let store = lab.store_with(Config { queries_max: 2, queries_per_tenant_max: 2, ..lab.config() });
+    let hurry = SqlLimits { rows_max: usize::MAX, timeout: Duration::from_secs(2) };
+    let me = tenant("default");
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        unread.push(store.sql(&me, ENDLESS, hurry).await.expect("a result"));
+    }
+    // Both permits are taken until the time of those two is over.
+    assert_eq!(number(&store, "SELECT 1").await, 1);
+    for mut result in unread {
+        let first = result.batches.next().await;
+        assert!(matches!(first, Some(Err(QueryError::Timeout(_)))), "what was cut says so: {first:?}");
+        assert!(result.batches.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn one_tenant_leaves_room_for_others() {
+    let lab = ParquetLab::default();
+    let store = lab.store_with(Config { queries_max: 4, queries_per_tenant_max: 3, ..lab.config() });
+    let patient = SqlLimits { rows_max: usize::MAX, timeout: Duration::from_secs(3_600) };
+    let greedy = tenant("greedy");
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        unread.push(store.sql(&greedy, ENDLESS, patient).await.expect("a result"));
+    }
+    let hurry = SqlLimits { timeout: Duration::from_millis(50), ..patient };
+    let refused = store.sql(&greedy, ENDLESS, hurry).await;
+    assert!(matches!(refused, Err(QueryError::Timeout(_))), "its share is used up");
+    assert_eq!(number(&store, "SELECT 1").await, 1);
+}
+
+#[tokio::test]
+async fn points_and_newest_values_have_a_time_limit() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    write(&*store, &[record("a", at(0), &[("t", I64(1))])]);
+    store.close().await.expect("close");
+    drop(store);
+    let store = lab.store_with(Config { query_seconds_max: 0, ..lab.config() });
+    let me = tenant("default");
+    let query =
+        Query { devices: vec![], metrics: vec![], start: at(0), end: at(1), step: None, points_max: 10 };
+    assert!(matches!(store.query(&me, query).await, Err(QueryError::Timeout(_))));
+    assert!(matches!(store.latest(&me, &[], 10).await, Err(QueryError::Timeout(_))));
 }

@@ -4,11 +4,12 @@
 use std::{collections::BTreeMap, fs, io, io::Write, path::Path};
 
 use dunlin_journal::{Journal, Partition, Topic};
+use dunlin_model::chain;
 use dunlin_tsdb::Tsdb;
 use serde::{Deserialize, Serialize};
 
 use super::partitions;
-use crate::exit::{Failure, chain};
+use crate::exit::Failure;
 
 const FILE: &str = "ledger.json";
 
