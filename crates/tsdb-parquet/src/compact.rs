@@ -11,7 +11,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -43,10 +43,14 @@ const WIDE_ROWS_MAX: u64 = 1 << 20;
 /// Rows that are taken out of a merge at once.
 const MERGE_ROWS: usize = 65_536;
 
+const EVERY_SECONDS_MAX: u64 = 365 * 86_400;
+
 /// What a compaction did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Compacted {
     pub merges: u64,
+    /// Merges that wait for free space.
+    pub merges_without_room: u64,
     pub files_before: u64,
     pub files_after: u64,
     pub files_expired: u64,
@@ -62,7 +66,7 @@ struct Merge {
 }
 
 pub(crate) fn run(inner: &Inner) {
-    let every = Duration::from_secs(inner.config.compact_every_seconds.max(1));
+    let every = Duration::from_secs(inner.config.compact_every_seconds.clamp(1, EVERY_SECONDS_MAX));
     let mut next = Instant::now() + every;
     loop {
         let mut asked = lock(&inner.control.asked);
@@ -92,7 +96,7 @@ pub(crate) fn compact_once(inner: &Inner) -> Result<Compacted, StoreError> {
         if inner.is_stopping() {
             break;
         }
-        execute(inner, merge, &mut done)?;
+        attempt(inner, merge, &mut done)?;
     }
     Ok(done)
 }
@@ -102,9 +106,37 @@ pub(crate) fn compact_all(inner: &Inner) -> Result<Compacted, StoreError> {
     let mut done = Compacted::default();
     let merges = plan_all(&lock(&inner.manifest), inner.clock.now());
     for merge in merges {
-        execute(inner, merge, &mut done)?;
+        attempt(inner, merge, &mut done)?;
     }
     Ok(done)
+}
+
+/// Merges if the disk has room for the result beside its inputs: what is needed to go on receiving is not spent on
+/// tidying up.
+fn attempt(inner: &Inner, merge: Merge, done: &mut Compacted) -> Result<(), StoreError> {
+    let needed = merge.inputs.iter().map(|file| file.bytes).sum::<u64>();
+    let free = free_bytes(&inner.config.dir)?;
+    if needed > free.saturating_sub(inner.config.disk_reserve_bytes) {
+        done.merges_without_room += 1;
+        inner.metrics.compactions_without_room.inc();
+        tracing::warn!(
+            tenant = &*merge.table.0,
+            device_type = &*merge.table.1,
+            partition = merge.partition.dir_name(),
+            needed,
+            free,
+            "not compacted: the disk has no room for it"
+        );
+        return Ok(());
+    }
+    execute(inner, merge, done)
+}
+
+/// Bytes that the file system has left for us.
+fn free_bytes(dir: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(dir)
+        .map_err(|source| StoreError::Read { path: dir.into(), source: source.into() })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Drops the files whose rows have all expired. A clock that ran ahead of the data expires nothing.
@@ -200,13 +232,13 @@ fn execute(inner: &Inner, merge: Merge, done: &mut Compacted) -> Result<(), Stor
     let began = Instant::now();
     let mut written = Vec::new();
     if let Err(error) = write_merged(inner, &merge, &mut written) {
-        for file in &written {
-            // No manifest names it; what cannot be deleted now goes with the next start.
-            let _ = std::fs::remove_file(inner.config.dir.join(&file.path));
-        }
+        encode::remove_files(&inner.config.dir, &written);
         return Err(error);
     }
-    replace(inner, &merge.table, &merge.inputs, &written)?;
+    if let Err(error) = replace(inner, &merge.table, &merge.inputs, &written) {
+        remove_unnamed(&inner.config.dir, &written);
+        return Err(error);
+    }
     done.merges += 1;
     done.files_before += merge.inputs.len() as u64;
     done.files_after += written.len() as u64;
@@ -221,6 +253,15 @@ fn execute(inner: &Inner, merge: Merge, done: &mut Compacted) -> Result<(), Stor
         "compacted"
     );
     Ok(())
+}
+
+/// Deletes the files of a commit that failed, unless the manifest on disk names them all the same.
+fn remove_unnamed(dir: &Path, written: &[FileEntry]) {
+    let Ok(manifest) = Manifest::read(dir) else { return };
+    let is_named = |file: &FileEntry| manifest.files().any(|named| named.id == file.id);
+    if !written.iter().any(is_named) {
+        encode::remove_files(dir, written);
+    }
 }
 
 /// Commits that `new` stand for `old`.

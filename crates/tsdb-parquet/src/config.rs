@@ -31,6 +31,8 @@ pub struct Config {
     pub query_threads: usize,
     /// Pause between two looks for files to compact.
     pub compact_every_seconds: u64,
+    /// Disk space that compaction leaves to the journal and to flushes.
+    pub disk_reserve_bytes: u64,
     /// A day that is over is packed for good when nothing was added to it for this long.
     pub compact_quiet_seconds: u64,
 }
@@ -50,6 +52,7 @@ impl Default for Config {
             query_seconds_max: 60,
             query_threads: 2,
             compact_every_seconds: 60,
+            disk_reserve_bytes: 512 << 20,
             compact_quiet_seconds: 600,
         }
     }

@@ -1,7 +1,11 @@
 //! Parquet: the sort order and the encodings. Fresh files are written fast; packed ones small, each column by what a
 //! sample of it takes in the encodings that may suit it.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, Decimal64Array, RecordBatch, StringViewArray},
@@ -61,8 +65,10 @@ pub(crate) fn write_file(
     let path = format!("{relative}/{}.parquet", label.id);
     let failed = |source| StoreError::Write { path: dir.join(&path), source };
     make_dirs(dir, Path::new(&relative)).map_err(failed)?;
-    let bytes = write_rows(&dir.join(&path), rows, effort)?;
+    let unfinished = Unfinished(dir.join(&path));
+    let bytes = write_rows(&unfinished.0, rows, effort)?;
     sync_dir(&dir.join(&relative)).map_err(failed)?;
+    unfinished.finish();
     let span = Span::of(rows);
     Ok(FileEntry {
         id: label.id,
@@ -78,6 +84,31 @@ pub(crate) fn write_file(
         device_max: span.device_max,
         written_at: label.written_at,
     })
+}
+
+/// A file that goes when it was not written to its end: a full disk must not stay full of halves.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn finish(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            // It may not have been made; what cannot be deleted goes with the next start.
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+}
+
+/// Deletes files that no manifest names; what cannot be deleted goes with the next start.
+pub(crate) fn remove_files(dir: &Path, files: &[FileEntry]) {
+    for file in files {
+        let _ = fs::remove_file(dir.join(&file.path));
+    }
 }
 
 fn write_rows(path: &Path, rows: &[RecordBatch], effort: Effort) -> Result<u64, StoreError> {

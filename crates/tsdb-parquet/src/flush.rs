@@ -26,6 +26,8 @@ use crate::{
 
 /// Pause before a failed flush is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// No clock counts further; a flush that finds nothing does nothing.
+const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 /// Rows of an old day that are too few for a file of their own; they share one with the days around.
 const THIN_ROWS: usize = 4_096;
 /// A day is old when it ended so long ago.
@@ -83,7 +85,7 @@ pub(crate) fn run(inner: &Inner) {
 
 /// Those who asked for a flush, once there is a reason for one; `None` when the store closes.
 fn wait(inner: &Inner, pause: Duration) -> Option<Vec<tokio::sync::oneshot::Sender<Result<(), StoreError>>>> {
-    let until = Instant::now() + pause;
+    let until = Instant::now() + pause.min(PAUSE_MAX);
     let mut asked = lock(&inner.control.asked);
     loop {
         if !asked.flushes.is_empty() || (asked.full && !asked.stop) {
@@ -180,13 +182,22 @@ fn finish(inner: &Inner, flush: &mut Flush) -> Result<(), StoreError> {
     )
 }
 
-/// Writes the rows of one table: a file per day, and for old days with few rows a file per 32 days.
+/// Writes the rows of one table, all or nothing.
 fn write_table(inner: &Inner, table: &TableFlush) -> Result<Vec<FileEntry>, StoreError> {
+    let mut files = Vec::new();
+    let written = write_partitions(inner, table, &mut files);
+    if written.is_err() {
+        encode::remove_files(&inner.config.dir, &files);
+    }
+    written.map(|()| files)
+}
+
+/// A file per day, and for old days with few rows a file per 32 days.
+fn write_partitions(inner: &Inner, table: &TableFlush, files: &mut Vec<FileEntry>) -> Result<(), StoreError> {
     let schema = schema_of(&table.columns, table.other);
     let batches = table.chunks.iter().map(|chunk| chunk.batch(&schema, &table.columns, &table.names));
     let batches = batches.collect::<Result<Vec<_>, _>>().map_err(encode::engine_error)?;
     let now = inner.clock.now();
-    let mut files = Vec::new();
     for (partition, order) in sort(&table.chunks, &table.names, now) {
         let id = inner.new_file_id();
         let label = Label {
@@ -200,7 +211,7 @@ fn write_table(inner: &Inner, table: &TableFlush) -> Result<Vec<FileEntry>, Stor
         let rows = encode::in_order(&batches, &order)?;
         files.push(encode::write_file(&inner.config.dir, label, &rows, Effort::Fast)?);
     }
-    Ok(files)
+    Ok(())
 }
 
 /// The rows (chunk, row) of each partition by device name and time.

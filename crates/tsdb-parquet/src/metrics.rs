@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) files: Gauge,
     pub(crate) file_bytes: Gauge,
     pub(crate) compactions: Counter,
+    pub(crate) compactions_without_room: Counter,
     pub(crate) compaction_seconds: Counter<f64, AtomicU64>,
     pub(crate) query_seconds: Histogram,
 }
@@ -38,6 +39,7 @@ impl Metrics {
             files: Gauge::default(),
             file_bytes: Gauge::default(),
             compactions: Counter::default(),
+            compactions_without_room: Counter::default(),
             compaction_seconds: Counter::default(),
             query_seconds: seconds(),
         };
@@ -56,6 +58,11 @@ impl Metrics {
         r.register("dunlin_tsdb_files", "Live data files", m.files.clone());
         r.register("dunlin_tsdb_file_bytes", "Live data files' size", m.file_bytes.clone());
         r.register("dunlin_tsdb_compactions", "Partitions compacted", m.compactions.clone());
+        r.register(
+            "dunlin_tsdb_compactions_without_room",
+            "Compactions put off because the disk is nearly full",
+            m.compactions_without_room.clone(),
+        );
         r.register("dunlin_tsdb_compaction_seconds", "Time spent compacting", m.compaction_seconds.clone());
         r.register("dunlin_tsdb_query_seconds", "Queries, until their last row", m.query_seconds.clone());
         metrics

@@ -62,6 +62,26 @@ fn a_packed_file_gives_every_bit_back() {
     assert_eq!(conform(&stored[0], &schema).expect("the same columns"), batch);
 }
 
+#[test]
+fn a_file_that_is_not_finished_goes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let column = |name: &str| Column { name: name.into(), metric: name.into(), kind: Kind::F64, wide: false };
+    let empty = |columns: &[Column]| RecordBatch::new_empty(schema_of(columns, false));
+    let label = Label {
+        id: 1,
+        table_dir: "t/d".into(),
+        partition: Partition::day_of(Timestamp::from_micros(0)),
+        run: 1,
+        level: 0,
+        written_at: Timestamp::from_micros(0),
+    };
+    // The second batch does not fit to the first.
+    let rows = [empty(&[column("a"), column("b")]), empty(&[column("a")])];
+    write_file(dir.path(), label, &rows, Effort::Fast).expect_err("half a file");
+    let day = dir.path().join("t/d/1970-01-01");
+    assert_eq!(fs::read_dir(day).expect("the directory was made").count(), 0);
+}
+
 proptest! {
     #[test]
     fn what_is_stored_as_a_decimal_comes_back(thousandths in proptest::collection::vec(-10_i64.pow(15)..10_i64.pow(15), 1..50)) {

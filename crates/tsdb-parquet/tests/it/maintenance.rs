@@ -154,6 +154,64 @@ async fn a_failed_flush_is_tried_again_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn what_fails_leaves_no_file() {
+    const DAY: i64 = 86_400;
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 10);
+    store.flush().await.expect("flush");
+    let before = data_files(lab.dir());
+    // A file where the directory of the second day should be: the first day is written before it fails.
+    let obstacle = lab.dir().join("default/default/2024-01-02");
+    fs::write(&obstacle, b"").expect("obstacle");
+    fleet(&store, 1_000, 10);
+    fleet(&store, DAY, 10);
+    for _ in 0..3 {
+        assert!(store.flush().await.is_err());
+        assert_eq!(data_files(lab.dir()), before);
+    }
+    fs::remove_file(&obstacle).expect("remove the obstacle");
+    store.flush().await.expect("flush");
+    // A directory in the place of the manifest that is to be written.
+    let before = data_files(lab.dir());
+    let obstacle = lab.dir().join("manifest.new");
+    fs::create_dir(&obstacle).expect("obstacle");
+    for _ in 0..2 {
+        assert!(store.compact_all().is_err());
+        assert_eq!(data_files(lab.dir()), before);
+    }
+    fs::remove_dir(&obstacle).expect("remove the obstacle");
+    assert!(store.compact_all().expect("compact").merges > 0);
+    assert_eq!(number(&store, "SELECT count(*) FROM default").await, 150);
+}
+
+#[tokio::test]
+async fn compaction_leaves_the_reserve_of_the_disk_alone() {
+    let lab = ParquetLab::default();
+    let store = lab.store_with(Config { disk_reserve_bytes: u64::MAX, ..lab.config() });
+    for n in 0..8 {
+        fleet(&store, n * 100, 3);
+        store.flush().await.expect("flush");
+    }
+    let before = data_files(lab.dir());
+    let done = store.compact_once().expect("nothing fails");
+    assert_eq!((done.merges, done.merges_without_room), (0, 1));
+    assert_eq!(data_files(lab.dir()), before);
+    drop(store);
+    assert_eq!(lab.store().compact_once().expect("compact").merges, 1, "there is room again");
+}
+
+#[tokio::test]
+async fn pauses_of_any_length_are_taken() {
+    let lab = ParquetLab::default();
+    let long = u64::MAX;
+    let config = Config { flush_after_seconds: long, compact_every_seconds: long, ..lab.config() };
+    let store = lab.store_with(config);
+    fleet(&store, 0, 1);
+    store.close().await.expect("the flush thread is there");
+}
+
+#[tokio::test]
 async fn files_expire_as_a_whole_and_never_by_a_clock_that_ran_ahead() {
     const DAY: i64 = 86_400;
     let lab = ParquetLab::default();
