@@ -193,6 +193,10 @@ impl Tsdb for ParquetTsdb {
         .boxed()
     }
 
+    fn stalled(&self) -> Option<String> {
+        lock(&self.inner.state).flush_error.as_ref().map(|error| format!("flush failed: {error}"))
+    }
+
     fn durable_positions(&self) -> Vec<(JournalPartition, Offset)> {
         lock(&self.inner.manifest).positions.iter().map(|(at, offset)| (*at, *offset)).collect()
     }
