@@ -2,8 +2,8 @@ use std::{fs, path::Path, sync::Arc};
 
 use dunlin_model::{Clock, Record, Timestamp, ValueRef};
 use dunlin_tsdb::{
-    Outcome, StoreError, Tsdb,
-    conformance::{at, record, write},
+    Outcome, Query, StoreError, Tsdb,
+    conformance::{at, record, tenant, write},
 };
 use dunlin_tsdb_parquet::{Config, OpenError, ParquetTsdb};
 use prometheus_client::registry::Registry;
@@ -142,13 +142,17 @@ async fn a_failed_flush_is_tried_again_and_loses_nothing() {
     let obstacle = lab.dir().join("default");
     fs::write(&obstacle, b"").expect("obstacle");
     fleet(&store, 0, 10);
+    assert_eq!(store.stalled(), None);
     assert!(store.flush().await.is_err());
+    let stalled = store.stalled().expect("it says so");
+    assert!(stalled.contains("default"), "{stalled}");
     assert!(store.durable_positions().is_empty());
     assert_eq!(number(&store, "SELECT count(*) FROM default").await, 50, "still seen");
     let again = record("d1", at(0), &[("n", ValueRef::I64(0)), ("t", ValueRef::F64(20.0))]);
     assert_eq!(write(&*store, &[again]), [Outcome::Duplicate], "still known");
     fs::remove_file(&obstacle).expect("remove the obstacle");
     store.flush().await.expect("flush");
+    assert_eq!(store.stalled(), None);
     drop(store);
     assert_eq!(number(&lab.store(), "SELECT count(*) FROM default").await, 50);
 }
@@ -257,4 +261,37 @@ async fn names_of_any_kind_make_safe_paths() {
     );
     assert_eq!(number(&store, &format!("SELECT count(*) FROM \"{long}\"")).await, 1);
     assert_eq!(number(&store, "SELECT count(*) FROM readings_table").await, 1);
+}
+
+#[tokio::test]
+async fn sparse_rows_of_many_metrics_stay_what_they_are() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let names: Vec<String> = (0..300).map(|n| format!("m{n:03}")).collect();
+    for n in 0..3_000 {
+        let readings = [(names[n as usize % 300].as_str(), ValueRef::I64(n))];
+        assert_eq!(write(&*store, &[record("a", at(n), &readings)]), [Outcome::Stored]);
+        if n == 1_500 {
+            store.flush().await.expect("flush");
+        }
+    }
+    let ask = async || {
+        let query = Query {
+            devices: vec![],
+            metrics: vec![],
+            start: at(0),
+            end: at(3_000),
+            step: None,
+            points_max: 10_000,
+        };
+        store.query(&tenant("default"), query).await.expect("query")
+    };
+    let in_memory = ask().await;
+    assert_eq!((in_memory.len(), in_memory[7].points.len()), (300, 10));
+    assert_eq!(in_memory[7].points[9], (at(2_707), dunlin_model::Value::I64(2_707)));
+    assert_eq!(number(&store, "SELECT count(*) FROM readings WHERE metric = 'm007'").await, 10);
+    store.flush().await.expect("flush");
+    assert_eq!(ask().await, in_memory);
+    store.compact_all().expect("compact");
+    assert_eq!(ask().await, in_memory);
 }
