@@ -274,6 +274,7 @@ fn remove_unnamed(dir: &Path, written: &[FileEntry]) {
 /// Commits that `new` stand for `old`.
 fn replace(inner: &Inner, table: &TableKey, old: &[FileEntry], new: &[FileEntry]) -> Result<(), StoreError> {
     let is_old = |file: &FileEntry| old.iter().any(|old| old.id == file.id);
+    let mut removed = Vec::new();
     inner.commit(
         |manifest| {
             let entry = manifest.tables.entry(table.clone()).or_default();
@@ -282,7 +283,7 @@ fn replace(inner: &Inner, table: &TableKey, old: &[FileEntry], new: &[FileEntry]
         },
         |state| {
             let Some(number) = state.table_number(&table.0, &table.1) else { return };
-            state.tables[number].remove_files(old);
+            removed = state.tables[number].remove_files(old);
             for file in new {
                 state.tables[number].add_file(Arc::new(DataFile::new(&inner.config.dir, file.clone())));
             }

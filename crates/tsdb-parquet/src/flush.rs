@@ -151,6 +151,7 @@ fn freeze(inner: &Inner) -> Flush {
             written: None,
         });
     }
+    state.freezes += 1;
     state.bytes = 0;
     inner.metrics.memtable_bytes.set(0);
     inner.room.notify_all();

@@ -1,14 +1,17 @@
 use std::{fs, path::Path, sync::Arc};
 
+use dunlin_journal::{Offset, Partition, Topic};
 use dunlin_model::{Clock, Record, Timestamp, ValueRef};
 use dunlin_tsdb::{
-    Outcome, Query, StoreError, Tsdb,
+    Outcome, Query, StoreError, StoredRecord, Tsdb, Write,
     conformance::{at, record, tenant, write},
 };
 use dunlin_tsdb_parquet::{Config, OpenError, ParquetTsdb};
 use prometheus_client::registry::Registry;
 
 use crate::lab::{ParquetLab, number, sql};
+
+const WRITE_AT: Partition = Partition { topic: Topic::Telemetry, index: 0 };
 
 fn data_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
@@ -294,4 +297,53 @@ async fn sparse_rows_of_many_metrics_stay_what_they_are() {
     assert_eq!(ask().await, in_memory);
     store.compact_all().expect("compact");
     assert_eq!(ask().await, in_memory);
+}
+
+#[tokio::test]
+async fn a_search_in_files_keeps_nobody_waiting() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 3);
+    store.close().await.expect("close");
+    drop(store);
+    let store = lab.store();
+    // Whoever opens the file waits until somebody writes to it.
+    let [file] = &data_files(lab.dir())[..] else { panic!("one file") };
+    let file = file.clone();
+    let aside = file.with_extension("aside");
+    fs::rename(&file, &aside).expect("move the file away");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+
+    let (tell, thread_id) = std::sync::mpsc::channel();
+    let writing = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            tell.send(rustix::thread::gettid()).expect("the test waits");
+            let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
+            let from = store.position(WRITE_AT).expect("records were written");
+            let records = [StoredRecord { record: again, known_duplicate: false }];
+            store.write(Write { partition: WRITE_AT, records: &records, next: Offset(from.0 + 1) })
+        }
+    });
+    let thread = thread_id.recv().expect("an id").as_raw_nonzero();
+    let state = || fs::read_to_string(format!("/proc/self/task/{thread}/stat")).expect("a live thread");
+    while !state().contains(") S ") {
+        std::thread::yield_now();
+    }
+    let counts = tokio::task::spawn_blocking({
+        let store = store.clone();
+        move || store.counts()
+    });
+    let counts = tokio::time::timeout(std::time::Duration::from_secs(60), counts).await;
+    let counts = counts.expect("nobody waits for the file").expect("counts");
+    assert_eq!(counts[&tenant("default")].stored, 15);
+    assert_eq!(number(&store, "SELECT 1").await, 1);
+
+    // The writer sees a broken file, and the write may be repeated once it is whole.
+    drop(fs::OpenOptions::new().write(true).open(&file).expect("the other end"));
+    assert!(writing.join().expect("no panic").is_err());
+    fs::rename(&aside, &file).expect("move the file back");
+    let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
+    assert_eq!(write(&*store, &[again]), [Outcome::Duplicate]);
 }
