@@ -22,6 +22,8 @@ use crate::{
     seek::Seek,
 };
 
+/// Names of devices that are not there, remembered per table so that asking again reads no file.
+const ABSENT_MAX: usize = 4_096;
 /// A metric that has no number: it goes into `other`.
 const NO_METRIC: u32 = u32::MAX;
 
@@ -85,6 +87,8 @@ pub(crate) struct Devices {
     newest_at_start: Timestamp,
     /// All devices that are in files are listed here.
     pub(crate) complete: bool,
+    /// Names that were looked for in files and are not there. Only names without a number are in question.
+    absent: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -474,6 +478,20 @@ fn milliseconds(time: Timestamp) -> Timestamp {
 impl Devices {
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).map(|device| *device as usize)
+    }
+
+    /// Whether a device without a number is known to have no row in files.
+    pub(crate) fn is_absent(&self, name: &str) -> bool {
+        self.complete || self.absent.contains(name)
+    }
+
+    pub(crate) fn note_absent(&mut self, name: &str) {
+        if self.find(name).is_none() {
+            if self.absent.len() >= ABSENT_MAX {
+                self.absent.clear();
+            }
+            self.absent.insert(name.to_owned());
+        }
     }
 
     pub(crate) fn number(&mut self, name: &str) -> u32 {

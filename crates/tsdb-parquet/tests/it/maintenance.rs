@@ -347,3 +347,22 @@ async fn a_search_in_files_keeps_nobody_waiting() {
     let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
     assert_eq!(write(&*store, &[again]), [Outcome::Duplicate]);
 }
+
+#[tokio::test]
+async fn newest_values_are_looked_up_in_files_once() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 3);
+    store.close().await.expect("close");
+    drop(store);
+    let store = lab.store();
+    let me = tenant("default");
+    let names = ["d1".to_owned(), "d3-that-is-not-there".to_owned()];
+    let first = store.latest(&me, &names, 10).await.expect("latest");
+    assert_eq!(first.len(), 2, "{first:?}");
+    for file in data_files(lab.dir()) {
+        fs::remove_file(file).expect("remove");
+    }
+    assert_eq!(store.latest(&me, &names, 10).await.expect("no file is read"), first);
+    assert!(store.latest(&me, &["d2".to_owned()], 10).await.is_err(), "this one would have to be");
+}
