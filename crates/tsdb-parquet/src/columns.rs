@@ -211,23 +211,22 @@ impl Columns {
         Place::Column(column)
     }
 
-    /// What `identity::reading` wants of the metric in a column.
-    pub(crate) fn metric_hash(&self, column: &str) -> Option<u64> {
-        let column = self.list.iter().find(|c| &*c.name == column)?;
-        Some(identity::name(&column.metric))
-    }
-
-    /// The schema of a file, in the types that the table has now. What a later column would hold is left out.
-    pub(crate) fn schema_of(&self, file: &SchemaRef) -> SchemaRef {
-        let here: Vec<Column> =
-            self.list.iter().filter(|c| file.field_with_name(&c.name).is_ok()).cloned().collect();
-        schema_of(&here, file.field_with_name(OTHER).is_ok())
-    }
-
     /// The table as queries see it: the keys, a column per metric, `other`.
     pub(crate) fn schema(&mut self) -> SchemaRef {
         self.schema.get_or_insert_with(|| schema_of(&self.list, self.other)).clone()
     }
+}
+
+/// What `identity::reading` wants of the metric in a column.
+pub(crate) fn metric_hash(list: &[Column], column: &str) -> Option<u64> {
+    let column = list.iter().find(|c| &*c.name == column)?;
+    Some(identity::name(&column.metric))
+}
+
+/// The schema of a file, in the types that the table has now. What a later column would hold is left out.
+pub(crate) fn schema_of_file(list: &[Column], file: &SchemaRef) -> SchemaRef {
+    let here: Vec<Column> = list.iter().filter(|c| file.field_with_name(&c.name).is_ok()).cloned().collect();
+    schema_of(&here, file.field_with_name(OTHER).is_ok())
 }
 
 pub(crate) fn schema_of(list: &[Column], other: bool) -> SchemaRef {

@@ -27,7 +27,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use crate::{
     Config,
     columns::schema_of,
-    encode::{self, Effort, Label},
+    encode::{self, Label, Plan},
     files::{DataFile, FileEntry, PACKED, Partition, safe_name},
     flush::OLD_AFTER,
     manifest::{Manifest, TableEntry, TableKey},
@@ -36,12 +36,19 @@ use crate::{
 
 /// Runs of one level that are merged into one of the next.
 const FAN_OUT: usize = 8;
-/// Rows of one file: what a merge holds in memory.
+/// Rows of one file and what they take in memory: a merge holds them.
 const FILE_ROWS: usize = 1 << 20;
+const FILE_BYTES: usize = 256 << 20;
 /// Rows up to which the old days of a wide partition share its files.
 const WIDE_ROWS_MAX: u64 = 1 << 20;
 /// Rows that are taken out of a merge at once.
 const MERGE_ROWS: usize = 65_536;
+const MERGE_BYTES: usize = 32 << 20;
+/// Rows that are read of a run at once.
+const RUN_ROWS: usize = 8_192;
+const RUN_BYTES: usize = 4 << 20;
+/// However wide a row is.
+const ROWS_MIN: usize = 256;
 
 const EVERY_SECONDS_MAX: u64 = 365 * 86_400;
 
@@ -267,6 +274,7 @@ fn remove_unnamed(dir: &Path, written: &[FileEntry]) {
 /// Commits that `new` stand for `old`.
 fn replace(inner: &Inner, table: &TableKey, old: &[FileEntry], new: &[FileEntry]) -> Result<(), StoreError> {
     let is_old = |file: &FileEntry| old.iter().any(|old| old.id == file.id);
+    let mut removed = Vec::new();
     inner.commit(
         |manifest| {
             let entry = manifest.tables.entry(table.clone()).or_default();
@@ -275,7 +283,7 @@ fn replace(inner: &Inner, table: &TableKey, old: &[FileEntry], new: &[FileEntry]
         },
         |state| {
             let Some(number) = state.table_number(&table.0, &table.1) else { return };
-            state.tables[number].remove_files(old);
+            removed = state.tables[number].remove_files(old);
             for file in new {
                 state.tables[number].add_file(Arc::new(DataFile::new(&inner.config.dir, file.clone())));
             }
@@ -293,11 +301,13 @@ fn write_merged(inner: &Inner, merge: &Merge, written: &mut Vec<FileEntry>) -> R
     let mut run = None;
     loop {
         let mut file = Vec::new();
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         while count < FILE_ROWS
+            && bytes < FILE_BYTES
             && let Some(batch) = rows.next_batch()?
         {
             count += batch.num_rows();
+            bytes += encode::batch_bytes(&batch);
             file.push(batch);
         }
         if file.is_empty() {
@@ -312,13 +322,15 @@ fn write_merged(inner: &Inner, merge: &Merge, written: &mut Vec<FileEntry>) -> R
             level: merge.level,
             written_at: inner.clock.now(),
         };
-        written.push(encode::write_file(&inner.config.dir, label, &file, Effort::Small)?);
+        let plan = Plan::small(&schema, &file)?;
+        written.push(encode::write_file(&inner.config.dir, label, &plan, file.into_iter().map(Ok))?);
     }
 }
 
 /// Sorted runs, read side by side.
 struct Merged {
     cursors: Vec<Cursor>,
+    rows_max: usize,
 }
 
 /// Where one run has been read to.
@@ -350,15 +362,15 @@ impl Merged {
             cursor.load()?;
             cursors.push(cursor);
         }
-        Ok(Self { cursors })
+        Ok(Self { cursors, rows_max: encode::rows_of(MERGE_BYTES, schema, ROWS_MIN, MERGE_ROWS) })
     }
 
     /// The next rows by device and time.
     fn next_batch(&mut self) -> Result<Option<RecordBatch>, StoreError> {
         let mut batches: Vec<RecordBatch> = Vec::new();
         let mut place: Vec<Option<usize>> = vec![None; self.cursors.len()];
-        let mut order = Vec::with_capacity(MERGE_ROWS);
-        while order.len() < MERGE_ROWS {
+        let mut order = Vec::with_capacity(self.rows_max);
+        while order.len() < self.rows_max {
             let Some(least) = self.least(None) else { break };
             let bound = self.least(Some(least)).map(|other| self.cursors[other].key());
             let bound = bound.map(|(device, time)| (device.to_owned(), time));
@@ -373,7 +385,7 @@ impl Merged {
             loop {
                 order.push((batch_place, cursor.row));
                 cursor.row += 1;
-                if cursor.row == rows || order.len() == MERGE_ROWS {
+                if cursor.row == rows || order.len() == self.rows_max {
                     break;
                 }
                 if let Some((device, time)) = &bound
@@ -390,8 +402,7 @@ impl Merged {
         if order.is_empty() {
             return Ok(None);
         }
-        let mut merged = encode::in_order(&batches, &order)?;
-        Ok(merged.pop())
+        encode::in_order(&batches, &order).map(Some)
     }
 
     /// The run whose next row is the first, but for one run.
@@ -433,8 +444,9 @@ impl Cursor {
             }
             let Some(path) = self.files.pop_front() else { return Ok(()) };
             let file = File::open(&path).map_err(|source| StoreError::Read { path: path.clone(), source })?;
+            let rows = encode::rows_of(RUN_BYTES, &self.schema, ROWS_MIN, RUN_ROWS);
             let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-                .and_then(|builder| builder.with_batch_size(MERGE_ROWS / 8).build())
+                .and_then(|builder| builder.with_batch_size(rows).build())
                 .map_err(|error| StoreError::Corrupt { path: path.clone(), reason: error.to_string() })?;
             self.reader = Some((path, reader));
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Decimal64Array, RecordBatch, StringViewArray},
+    array::{Array, ArrayRef, AsArray, Decimal64Array, RecordBatch},
     compute::{cast, interleave_record_batch},
     datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
 };
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Rows of a row group: what a late row's look-up reads.
-const GROUP_ROWS: usize = 131_072;
+pub(crate) const GROUP_ROWS: usize = 131_072;
 /// Rows of a page: what a query of one device reads.
 const PAGE_ROWS: usize = 16_384;
 /// Rows that are encoded for trial.
@@ -48,35 +48,32 @@ pub(crate) struct Label {
     pub(crate) written_at: Timestamp,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effort {
-    Fast,
-    Small,
-}
-
-/// Writes rows that are sorted by device and time to a file of their own, durably.
+/// Writes rows that come sorted by device and time to a file of their own, durably.
 pub(crate) fn write_file(
     dir: &Path,
     label: Label,
-    rows: &[RecordBatch],
-    effort: Effort,
+    plan: &Plan,
+    rows: impl IntoIterator<Item = Result<RecordBatch, StoreError>>,
 ) -> Result<FileEntry, StoreError> {
     let relative = format!("{}/{}", label.table_dir, label.partition.dir_name());
     let path = format!("{relative}/{}.parquet", label.id);
     let failed = |source| StoreError::Write { path: dir.join(&path), source };
     make_dirs(dir, Path::new(&relative)).map_err(failed)?;
     let unfinished = Unfinished(dir.join(&path));
-    let bytes = write_rows(&unfinished.0, rows, effort)?;
+    let mut span = None;
+    let bytes = write_rows(&unfinished.0, plan, rows, &mut span)?;
+    let Some(span) = span else {
+        return Err(StoreError::Engine { reason: format!("{path} would be empty") });
+    };
     sync_dir(&dir.join(&relative)).map_err(failed)?;
     unfinished.finish();
-    let span = Span::of(rows);
     Ok(FileEntry {
         id: label.id,
         path,
         partition: label.partition,
         run: label.run,
         level: label.level,
-        rows: rows.iter().map(|batch| batch.num_rows() as u64).sum(),
+        rows: span.rows,
         bytes,
         time_min: span.time_min,
         time_max: span.time_max,
@@ -111,7 +108,12 @@ pub(crate) fn remove_files(dir: &Path, files: &[FileEntry]) {
     }
 }
 
-fn write_rows(path: &Path, rows: &[RecordBatch], effort: Effort) -> Result<u64, StoreError> {
+fn write_rows(
+    path: &Path,
+    plan: &Plan,
+    rows: impl IntoIterator<Item = Result<RecordBatch, StoreError>>,
+    span: &mut Option<Span>,
+) -> Result<u64, StoreError> {
     let io = |source| StoreError::Write { path: path.into(), source };
     let engine = |error: parquet::errors::ParquetError| match error {
         parquet::errors::ParquetError::External(e) if e.is::<std::io::Error>() => match e.downcast() {
@@ -120,18 +122,15 @@ fn write_rows(path: &Path, rows: &[RecordBatch], effort: Effort) -> Result<u64, 
         },
         other => io(std::io::Error::other(other)),
     };
-    let Some(first) = rows.first() else {
-        return Err(StoreError::Engine { reason: format!("{} would be empty", path.display()) });
-    };
-    let plan = match effort {
-        Effort::Fast => Plan::fast(first.schema()),
-        Effort::Small => Plan::small(rows)?,
-    };
     let file = fs::File::create(path).map_err(io)?;
     let mut writer =
         ArrowWriter::try_new(file, plan.schema.clone(), Some(plan.properties())).map_err(engine)?;
     for batch in rows {
-        writer.write(&plan.apply(batch)?).map_err(engine)?;
+        let batch = batch?;
+        if batch.num_rows() > 0 {
+            Span::grow(span, &batch);
+        }
+        writer.write(&plan.apply(&batch)?).map_err(engine)?;
     }
     writer.finish().map_err(engine)?;
     let file = writer.inner();
@@ -141,6 +140,7 @@ fn write_rows(path: &Path, rows: &[RecordBatch], effort: Effort) -> Result<u64, 
 
 /// The bounds of sorted rows.
 struct Span {
+    rows: u64,
     time_min: Timestamp,
     time_max: Timestamp,
     device_min: String,
@@ -148,25 +148,29 @@ struct Span {
 }
 
 impl Span {
-    fn of(rows: &[RecordBatch]) -> Self {
-        let times = || rows.iter().map(|batch| batch.column(1).as_primitive::<TimestampMicrosecondType>());
-        let min = times().filter_map(|times| times.values().iter().min()).min().copied();
-        let max = times().filter_map(|times| times.values().iter().max()).max().copied();
-        let device = |batch: Option<&RecordBatch>, row: fn(&StringViewArray) -> usize| {
-            let names = batch.map(|batch| batch.column(0).as_string_view());
-            names.map(|names| names.value(row(names)).to_owned()).unwrap_or_default()
-        };
-        Self {
-            time_min: Timestamp::from_micros(min.unwrap_or_default()),
-            time_max: Timestamp::from_micros(max.unwrap_or_default()),
-            device_min: device(rows.first(), |_| 0),
-            device_max: device(rows.last(), |names| names.len() - 1),
-        }
+    /// Takes in the rows that follow; there are some.
+    fn grow(span: &mut Option<Self>, batch: &RecordBatch) {
+        let times = batch.column(1).as_primitive::<TimestampMicrosecondType>().values();
+        let bound = |time: Option<&i64>| Timestamp::from_micros(time.copied().unwrap_or_default());
+        let (time_min, time_max) = (bound(times.iter().min()), bound(times.iter().max()));
+        let devices = batch.column(0).as_string_view();
+        let last = devices.value(devices.len() - 1);
+        let span = span.get_or_insert_with(|| Self {
+            rows: 0,
+            time_min,
+            time_max,
+            device_min: devices.value(0).to_owned(),
+            device_max: String::new(),
+        });
+        span.rows += batch.num_rows() as u64;
+        span.time_min = span.time_min.min(time_min);
+        span.time_max = span.time_max.max(time_max);
+        span.device_max = last.to_owned();
     }
 }
 
 /// How the columns of one file are stored.
-struct Plan {
+pub(crate) struct Plan {
     schema: SchemaRef,
     storage: Vec<Storage>,
     level: i32,
@@ -192,7 +196,8 @@ enum Shape {
 }
 
 impl Plan {
-    fn fast(schema: SchemaRef) -> Self {
+    /// Written quickly.
+    pub(crate) fn fast(schema: SchemaRef) -> Self {
         let storage = schema.fields().iter().map(|field| Storage {
             shape: Shape::AsIs,
             encoding: match field.data_type() {
@@ -203,9 +208,9 @@ impl Plan {
         Self { storage: storage.collect(), schema, level: 1 }
     }
 
-    fn small(rows: &[RecordBatch]) -> Result<Self, StoreError> {
+    /// Takes little room, judged by these rows; only they may be written.
+    pub(crate) fn small(schema: &SchemaRef, rows: &[RecordBatch]) -> Result<Self, StoreError> {
         let level = 3;
-        let schema = rows[0].schema();
         let mut storage = Vec::with_capacity(schema.fields().len());
         let mut fields = Vec::with_capacity(schema.fields().len());
         for (number, field) in schema.fields().iter().enumerate() {
@@ -387,16 +392,32 @@ fn is_decimal(value: f64, scale: u8) -> bool {
     scaled.abs() < EXACT && (scaled as i64 as f64 / power).to_bits() == value.to_bits()
 }
 
-/// Rows of several batches in the given order, as batches of a bounded size.
-pub(crate) fn in_order(
-    batches: &[RecordBatch],
-    order: &[(usize, usize)],
-) -> Result<Vec<RecordBatch>, StoreError> {
+/// Rows of several batches in the given order.
+pub(crate) fn in_order(batches: &[RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, StoreError> {
     let batches: Vec<&RecordBatch> = batches.iter().collect();
-    order
-        .chunks(GROUP_ROWS)
-        .map(|order| interleave_record_batch(&batches, order).map_err(engine_error))
-        .collect()
+    interleave_record_batch(&batches, order).map_err(engine_error)
+}
+
+/// Rows whose columns take about this many bytes, from `least` to `most`; a table of few columns has more of them.
+pub(crate) fn rows_of(bytes: usize, schema: &Schema, least: usize, most: usize) -> usize {
+    (bytes / row_bytes(schema)).clamp(least, most)
+}
+
+/// What a row takes in memory, but for long texts.
+fn row_bytes(schema: &Schema) -> usize {
+    let width = |field: &Arc<Field>| match field.data_type() {
+        DataType::Boolean => 1,
+        DataType::Utf8View => 16,
+        _ => 8,
+    };
+    schema.fields().iter().map(width).sum::<usize>().max(1)
+}
+
+/// What a batch takes in memory. Texts that several batches share count for each.
+pub(crate) fn batch_bytes(batch: &RecordBatch) -> usize {
+    let texts = batch.columns().iter().filter_map(|column| column.as_string_view_opt());
+    batch.num_rows() * row_bytes(batch.schema_ref())
+        + texts.map(|texts| texts.total_buffer_bytes_used()).sum::<usize>()
 }
 
 /// The batch with the columns that `schema` asks for.

@@ -263,7 +263,7 @@ impl Engine {
             let table = &state.tables[number].devices;
             let is_known = |name: &String| match table.find(name) {
                 Some(device) => table.list[device].latest.as_ref().is_some_and(|latest| latest.complete),
-                None => table.complete,
+                None => table.is_absent(name),
             };
             if devices.is_empty() {
                 let all = table.complete
@@ -296,6 +296,9 @@ impl Engine {
                     latest.take_older(position, metric, *time, value.borrowed());
                 }
             }
+        }
+        for device in wanted.iter().filter(|device| !scanned.contains_key(*device)) {
+            table.devices.note_absent(device);
         }
         table.devices.complete |= wanted.is_empty();
         state.latest_devices += room_before - room;

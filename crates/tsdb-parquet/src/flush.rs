@@ -9,14 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::array::{Array, StringViewArray};
+use arrow::{
+    array::{Array, ArrayRef, RecordBatch, StringViewArray, new_null_array},
+    compute::interleave,
+    datatypes::SchemaRef,
+    error::ArrowError,
+};
 use dunlin_journal::{Offset, Partition as JournalPartition};
 use dunlin_model::{TenantId, Timestamp, chain};
 use dunlin_tsdb::{Counts, StoreError};
 
 use crate::{
     columns::{Column, schema_of},
-    encode::{self, Effort, Label},
+    encode::{self, Label, Plan},
     files::{DataFile, FileEntry, Partition, safe_name},
     manifest::TableKey,
     memtable::Chunk,
@@ -28,6 +33,9 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// No clock counts further; a flush that finds nothing does nothing.
 const PAUSE_MAX: Duration = Duration::from_secs(86_400);
+/// Rows that are put in order at once.
+const BATCH_BYTES: usize = 32 << 20;
+const BATCH_ROWS_MIN: usize = 1_024;
 /// Rows of an old day that are too few for a file of their own; they share one with the days around.
 const THIN_ROWS: usize = 4_096;
 /// A day is old when it ended so long ago.
@@ -143,6 +151,7 @@ fn freeze(inner: &Inner) -> Flush {
             written: None,
         });
     }
+    state.freezes += 1;
     state.bytes = 0;
     inner.metrics.memtable_bytes.set(0);
     inner.room.notify_all();
@@ -195,8 +204,9 @@ fn write_table(inner: &Inner, table: &TableFlush) -> Result<Vec<FileEntry>, Stor
 /// A file per day, and for old days with few rows a file per 32 days.
 fn write_partitions(inner: &Inner, table: &TableFlush, files: &mut Vec<FileEntry>) -> Result<(), StoreError> {
     let schema = schema_of(&table.columns, table.other);
-    let batches = table.chunks.iter().map(|chunk| chunk.batch(&schema, &table.columns, &table.names));
-    let batches = batches.collect::<Result<Vec<_>, _>>().map_err(encode::engine_error)?;
+    let source = Source::new(&schema, table).map_err(encode::engine_error)?;
+    let rows_max = encode::rows_of(BATCH_BYTES, &schema, BATCH_ROWS_MIN, encode::GROUP_ROWS);
+    let plan = Plan::fast(schema);
     let now = inner.clock.now();
     for (partition, order) in sort(&table.chunks, &table.names, now) {
         let id = inner.new_file_id();
@@ -208,10 +218,58 @@ fn write_partitions(inner: &Inner, table: &TableFlush, files: &mut Vec<FileEntry
             level: 0,
             written_at: now,
         };
-        let rows = encode::in_order(&batches, &order)?;
-        files.push(encode::write_file(&inner.config.dir, label, &rows, Effort::Fast)?);
+        let rows = order.chunks(rows_max).map(|rows| source.rows(rows).map_err(encode::engine_error));
+        files.push(encode::write_file(&inner.config.dir, label, &plan, rows)?);
     }
     Ok(())
+}
+
+/// The columns of all chunks, without padding for those that a chunk does not have.
+struct Source {
+    schema: SchemaRef,
+    columns: Vec<ColumnSource>,
+}
+
+struct ColumnSource {
+    /// First a null, then what the chunks have.
+    arrays: Vec<ArrayRef>,
+    /// By chunk, its array; 0 if it has none.
+    places: Vec<usize>,
+}
+
+impl Source {
+    fn new(schema: &SchemaRef, table: &TableFlush) -> Result<Self, ArrowError> {
+        let mut columns = Vec::with_capacity(schema.fields().len());
+        for (number, field) in schema.fields().iter().enumerate() {
+            let mut arrays = vec![new_null_array(field.data_type(), 1)];
+            let mut places = Vec::with_capacity(table.chunks.len());
+            for chunk in &*table.chunks {
+                let array = match number {
+                    0 => Some(chunk.device_names(&table.names)?),
+                    _ => chunk.column(number, &table.columns, field.data_type())?,
+                };
+                places.push(if array.is_some() { arrays.len() } else { 0 });
+                arrays.extend(array);
+            }
+            columns.push(ColumnSource { arrays, places });
+        }
+        Ok(Self { schema: schema.clone(), columns })
+    }
+
+    /// Rows by chunk and row of it.
+    fn rows(&self, order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
+        let mut places = Vec::with_capacity(order.len());
+        let columns = self.columns.iter().map(|column| {
+            let arrays: Vec<&dyn Array> = column.arrays.iter().map(|array| &**array).collect();
+            places.clear();
+            places.extend(order.iter().map(|(chunk, row)| match column.places[*chunk] {
+                0 => (0, 0),
+                place => (place, *row),
+            }));
+            interleave(&arrays, &places)
+        });
+        RecordBatch::try_new(self.schema.clone(), columns.collect::<Result<_, _>>()?)
+    }
 }
 
 /// The rows (chunk, row) of each partition by device name and time.

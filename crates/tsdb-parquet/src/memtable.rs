@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, RecordBatch, RecordBatchOptions,
-        StringViewArray, StringViewBuilder, TimestampMicrosecondArray, UInt32Array, new_null_array,
+        Array, ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, StringViewArray, StringViewBuilder,
+        TimestampMicrosecondArray, UInt32Array, new_null_array,
     },
     compute::{cast, take},
-    datatypes::{Float64Type, SchemaRef},
+    datatypes::{DataType, Float64Type},
     error::ArrowError,
 };
 use dunlin_model::{Timestamp, ValueRef};
@@ -23,7 +23,13 @@ use crate::{
 const CHUNK_ROWS: usize = 8_192;
 /// What a row takes beside its readings: device, time, receive time, fingerprint.
 const ROW_BYTES: usize = 28;
-const READING_BYTES: usize = 8;
+/// What a column of a chunk takes beside its values.
+const COLUMN_BYTES: usize = 256;
+/// A chunk whose columns are mostly padding is sealed once it takes this much: rows of few of many columns, so that a
+/// column is padded only to the few rows around its values.
+const SPARSE_BYTES_MAX: usize = 128 << 10;
+/// Bytes of a chunk for one of a value: more are mostly padding.
+const PADDING_MAX: usize = 4;
 
 #[derive(Debug, Default)]
 pub(crate) struct Memtable {
@@ -64,6 +70,12 @@ struct Open {
     received: Int64Builder,
     columns: Vec<Option<Growing>>,
     other: Option<StringViewBuilder>,
+    /// What one row takes in all columns that are here.
+    row_bytes: usize,
+    /// What all rows take, padding included, but for long texts.
+    padded_bytes: usize,
+    /// What the values alone take.
+    value_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -91,23 +103,33 @@ impl Memtable {
         self.prints.contains(print)
     }
 
-    /// Puts a value of the row that the next `push` completes into its column; its bytes.
+    /// Puts a value of the row that the next `push` completes into its column; what that allocates beside the row.
     pub(crate) fn set(&mut self, column: u16, kind: Kind, value: ValueRef<'_>) -> usize {
         let (rows, at) = (self.open.times.len(), usize::from(column));
         if self.open.columns.len() <= at {
             self.open.columns.resize_with(at + 1, || None);
         }
+        let mut added = 0;
+        if self.open.columns[at].is_none() {
+            added += self.open.grow(width_of(kind));
+        }
         let growing = self.open.columns[at].get_or_insert_with(|| Growing::of(kind));
         growing.pad_to(rows);
-        READING_BYTES + growing.append(value)
+        self.open.value_bytes += width_of(kind);
+        added + growing.append(value)
     }
 
     pub(crate) fn set_other(&mut self, json: &str) -> usize {
         let rows = self.open.times.len();
+        let mut added = json.len();
+        if self.open.other.is_none() {
+            added += self.open.grow(width_of(Kind::Text));
+        }
         let other = self.open.other.get_or_insert_with(StringViewBuilder::new);
         pad_text(other, rows);
         other.append_value(json);
-        json.len() + READING_BYTES
+        self.open.value_bytes += width_of(Kind::Text);
+        added
     }
 
     /// The column was one of integers.
@@ -116,13 +138,13 @@ impl Memtable {
             && let Growing::I64(integers) = growing
         {
             let integers = integers.finish();
-            let mut floats = Float64Builder::with_capacity(CHUNK_ROWS);
+            let mut floats = Float64Builder::with_capacity(integers.len());
             floats.append_array(&integers.unary::<_, Float64Type>(|v| v as f64));
             *growing = Growing::F64(floats);
         }
     }
 
-    /// Completes the row; its bytes.
+    /// Completes the row; its bytes, with its place in every column of the chunk.
     pub(crate) fn push(&mut self, key: RowKey) -> usize {
         let open = &mut self.open;
         open.devices.push(key.device);
@@ -130,10 +152,12 @@ impl Memtable {
         open.received.append_option(key.received_at.map(Timestamp::as_micros));
         self.prints.rows.push(key.print);
         self.rows += 1;
-        if self.open.times.len() >= CHUNK_ROWS {
+        let bytes = ROW_BYTES + open.row_bytes;
+        open.padded_bytes += open.row_bytes;
+        if open.times.len() >= CHUNK_ROWS || open.is_mostly_padding() {
             self.seal();
         }
-        ROW_BYTES
+        bytes
     }
 
     fn seal(&mut self) {
@@ -160,12 +184,26 @@ impl Memtable {
 }
 
 impl Open {
+    /// A new column of this width; what it allocates for the rows before.
+    fn grow(&mut self, width: usize) -> usize {
+        let bytes = COLUMN_BYTES + self.times.len() * width;
+        self.row_bytes += width;
+        self.padded_bytes += bytes;
+        bytes
+    }
+
+    fn is_mostly_padding(&self) -> bool {
+        self.padded_bytes > SPARSE_BYTES_MAX && self.padded_bytes > PADDING_MAX * self.value_bytes
+    }
+
     fn finish(&mut self) -> Chunk {
         let rows = self.times.len();
         let columns = self.columns.iter_mut().map(|column| {
             column.take().map(|mut growing| {
                 growing.pad_to(rows);
-                growing.finish()
+                let mut array = growing.finish();
+                array.shrink_to_fit();
+                array
             })
         });
         let columns = columns.collect();
@@ -174,6 +212,7 @@ impl Open {
             Arc::new(other.finish()) as ArrayRef
         });
         let received = self.received.finish();
+        (self.row_bytes, self.padded_bytes, self.value_bytes) = (0, 0, 0);
         Chunk::new(
             std::mem::take(&mut self.devices),
             std::mem::take(&mut self.times),
@@ -218,57 +257,60 @@ impl Chunk {
         }
     }
 
-    /// The rows as the table's columns are now.
-    pub(crate) fn batch(
-        &self,
-        schema: &SchemaRef,
-        columns: &[Column],
-        names: &StringViewArray,
-    ) -> Result<RecordBatch, ArrowError> {
-        let all: Vec<usize> = (0..schema.fields().len()).collect();
-        self.project(schema, columns, names, &all)
+    /// The names of the rows' devices.
+    pub(crate) fn device_names(&self, names: &StringViewArray) -> Result<ArrayRef, ArrowError> {
+        take(names, &self.devices, None)
     }
 
-    /// Some of the table's columns, by number.
-    pub(crate) fn project(
-        &self,
-        schema: &SchemaRef,
-        columns: &[Column],
-        names: &StringViewArray,
-        wanted: &[usize],
-    ) -> Result<RecordBatch, ArrowError> {
-        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(wanted.len());
-        for number in wanted {
-            let wanted_type = schema.field(*number).data_type();
-            let array = match *number {
-                0 => Some(take(names, &self.devices, None)?),
-                1 => Some(Arc::new(self.times.clone()) as ArrayRef),
-                2 => Some(Arc::new(self.received.clone()) as ArrayRef),
-                metric if metric - KEYS < columns.len() => self.columns.get(metric - KEYS).cloned().flatten(),
-                _ => self.other.clone(),
-            };
-            arrays.push(match array {
-                Some(array) if array.data_type() == wanted_type => array,
-                Some(array) => cast(&array, wanted_type)?,
-                None => new_null_array(wanted_type, self.rows),
-            });
+    /// Whether any row has a value in this column of the table, whose metrics have so many columns.
+    pub(crate) fn has(&self, number: usize, columns: usize) -> bool {
+        match number.checked_sub(KEYS) {
+            None => true,
+            Some(metric) if metric < columns => self.columns.get(metric).is_some_and(Option::is_some),
+            Some(_) => self.other.is_some(),
         }
-        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        RecordBatch::try_new_with_options(Arc::new(schema.project(wanted)?), arrays, &options)
+    }
+
+    /// A column of the table that is not the device's name, by number and in its type of now; `None` if no row has it.
+    pub(crate) fn column(
+        &self,
+        number: usize,
+        columns: &[Column],
+        wanted: &DataType,
+    ) -> Result<Option<ArrayRef>, ArrowError> {
+        let array = match number {
+            1 => Some(Arc::new(self.times.clone()) as ArrayRef),
+            2 => Some(Arc::new(self.received.clone()) as ArrayRef),
+            metric if metric - KEYS < columns.len() => self.columns.get(metric - KEYS).cloned().flatten(),
+            _ => self.other.clone(),
+        };
+        match array {
+            Some(array) if array.data_type() != wanted => cast(&array, wanted).map(Some),
+            array => Ok(array),
+        }
+    }
+}
+
+/// What a value of a column takes, but for a long text.
+fn width_of(kind: Kind) -> usize {
+    match kind {
+        Kind::F64 | Kind::I64 => 8,
+        Kind::Bool => 1,
+        Kind::Text => 16,
     }
 }
 
 impl Growing {
     fn of(kind: Kind) -> Self {
         match kind {
-            Kind::F64 => Self::F64(Float64Builder::with_capacity(CHUNK_ROWS)),
-            Kind::I64 => Self::I64(Int64Builder::with_capacity(CHUNK_ROWS)),
-            Kind::Bool => Self::Bool(BooleanBuilder::with_capacity(CHUNK_ROWS)),
+            Kind::F64 => Self::F64(Float64Builder::new()),
+            Kind::I64 => Self::I64(Int64Builder::new()),
+            Kind::Bool => Self::Bool(BooleanBuilder::new()),
             Kind::Text => Self::Text(StringViewBuilder::new()),
         }
     }
 
-    /// Bytes beyond the fixed width.
+    /// Bytes beyond the width.
     fn append(&mut self, value: ValueRef<'_>) -> usize {
         match (self, value) {
             (Self::F64(column), ValueRef::F64(v)) => column.append_value(v),
@@ -277,7 +319,7 @@ impl Growing {
             (Self::Bool(column), ValueRef::Bool(v)) => column.append_value(v),
             (Self::Text(column), ValueRef::Text(v)) => {
                 column.append_value(v);
-                return v.len() + READING_BYTES;
+                return v.len();
             }
             (column, value) => unreachable!("{value:?} was given a place in {column:?}"),
         }
@@ -347,3 +389,6 @@ impl Prints {
         self.index.contains(&print)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use parquet::{
 };
 
 use crate::{
-    columns::{Columns, KEYS, OTHER},
+    columns::{Column, KEYS, OTHER, metric_hash, schema_of_file},
     encode::conform,
     files::DataFile,
     identity,
@@ -64,7 +64,7 @@ impl Seek {
     pub(crate) fn holds(
         &self,
         file: &DataFile,
-        columns: &Columns,
+        columns: &[Column],
         device: &str,
         time: Timestamp,
         print: u64,
@@ -100,7 +100,7 @@ impl Seek {
         file: &DataFile,
         footer: &Footer,
         group: usize,
-        columns: &Columns,
+        columns: &[Column],
     ) -> Result<Arc<[u64]>, StoreError> {
         let key = (file.entry.id, group);
         if let Some(prints) = self.kept().prints.get(&key) {
@@ -165,7 +165,7 @@ fn read_prints(
     file: &DataFile,
     footer: &Footer,
     group: usize,
-    columns: &Columns,
+    columns: &[Column],
 ) -> Result<Vec<u64>, StoreError> {
     let open = File::open(&file.path).map_err(|source| unreadable(file, source))?;
     let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(open, footer.metadata.clone())
@@ -181,8 +181,8 @@ fn read_prints(
     Ok(prints)
 }
 
-fn batch_prints(batch: &RecordBatch, columns: &Columns) -> Result<Vec<u64>, StoreError> {
-    let batch = conform(batch, &columns.schema_of(batch.schema_ref()))?;
+fn batch_prints(batch: &RecordBatch, columns: &[Column]) -> Result<Vec<u64>, StoreError> {
+    let batch = conform(batch, &schema_of_file(columns, batch.schema_ref()))?;
     let devices = batch.column(0).as_string_view();
     let times = batch.column(1).as_primitive::<TimestampMicrosecondType>().values();
     let mut prints = Vec::with_capacity(batch.num_rows());
@@ -201,7 +201,7 @@ fn batch_prints(batch: &RecordBatch, columns: &Columns) -> Result<Vec<u64>, Stor
             }
             continue;
         }
-        let Some(metric) = columns.metric_hash(field.name()) else { continue };
+        let Some(metric) = metric_hash(columns, field.name()) else { continue };
         for (row, print) in prints.iter_mut().enumerate().filter(|(row, _)| array.is_valid(*row)) {
             let value = match field.data_type() {
                 DataType::Float64 => ValueRef::F64(array.as_primitive::<Float64Type>().value(row)),

@@ -2,7 +2,7 @@
 //! batch of records takes it once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::Arc,
 };
@@ -13,7 +13,7 @@ use dunlin_model::{Reading, Record, TenantId, TimeSource, Timestamp};
 use dunlin_tsdb::{Counts, Outcome, StoreError, Write};
 
 use crate::{
-    columns::{self, Columns, Place},
+    columns::{self, Column, Columns, Place},
     files::{DataFile, FileEntry, Partition},
     identity,
     latest::Newest,
@@ -22,6 +22,8 @@ use crate::{
     seek::Seek,
 };
 
+/// Names of devices that are not there, remembered per table so that asking again reads no file.
+const ABSENT_MAX: usize = 4_096;
 /// A metric that has no number: it goes into `other`.
 const NO_METRIC: u32 = u32::MAX;
 
@@ -35,6 +37,8 @@ pub(crate) struct State {
     pub(crate) flush_error: Option<String>,
     /// Bytes of fresh rows that no flush has taken yet.
     pub(crate) bytes: usize,
+    /// Counts freezes: what was looked up before one may be elsewhere after it.
+    pub(crate) freezes: u64,
     pub(crate) latest_devices: usize,
     /// The tenant and table of the record before.
     guess: Option<(u32, u32)>,
@@ -83,6 +87,8 @@ pub(crate) struct Devices {
     newest_at_start: Timestamp,
     /// All devices that are in files are listed here.
     pub(crate) complete: bool,
+    /// Names that were looked for in files and are not there. Only names without a number are in question.
+    absent: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -102,9 +108,53 @@ struct Scratch {
     metrics: Vec<u32>,
 }
 
-/// Where the rows of a late record may already be: found before anything of the batch is stored, as it may fail.
+/// The records of a write that are stored already: found before anything of it is stored, as that may fail.
 #[derive(Debug, Default)]
-pub(crate) struct Found(std::collections::HashSet<usize>);
+pub(crate) struct Found(HashSet<usize>);
+
+/// The late records of a write, and the files that may hold them: read without the lock of the state.
+#[derive(Debug, Default)]
+pub(crate) struct Late {
+    found: Found,
+    unsure: Vec<Unsure>,
+    /// The columns of the tables in question.
+    columns: HashMap<u32, Vec<Column>>,
+    freezes: u64,
+}
+
+#[derive(Debug)]
+struct Unsure {
+    /// Place in the write.
+    number: usize,
+    table: u32,
+    print: u64,
+    files: Vec<Arc<DataFile>>,
+}
+
+impl Late {
+    pub(crate) fn needs_files(&self) -> bool {
+        !self.unsure.is_empty()
+    }
+
+    /// Reads the files in question. All that can fail in a write fails here.
+    pub(crate) fn seek(&mut self, write: &Write<'_, '_>, seek: &Seek) -> Result<(), StoreError> {
+        for unsure in std::mem::take(&mut self.unsure) {
+            let record = &write.records[unsure.number].record;
+            let columns = self.columns.get(&unsure.table).map_or(&[][..], Vec::as_slice);
+            for file in &unsure.files {
+                if seek.holds(file, columns, record.device, record.time, unsure.print)? {
+                    self.found.0.insert(unsure.number);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn into_found(self) -> Found {
+        self.found
+    }
+}
 
 impl State {
     pub(crate) fn restore(manifest: &Manifest, dir: &Path) -> Self {
@@ -181,32 +231,44 @@ impl State {
         Ok((tenant, table))
     }
 
-    /// Looks up in files the records that may be there. All that can fail in a write fails here.
+    /// The records that may be behind the memtables.
     pub(crate) fn find_late(
         &mut self,
         write: &Write<'_, '_>,
         oldest: Option<Timestamp>,
-        seek: &Seek,
-    ) -> Result<Found, StoreError> {
-        let mut found = Found::default();
+    ) -> Result<Late, StoreError> {
+        let mut late = Late { freezes: self.freezes, ..Late::default() };
         for (number, stored) in write.records.iter().enumerate() {
             let record = &stored.record;
-            let (_, table) = self.locate(record)?;
+            let (_, table_number) = self.locate(record)?;
             if stored.known_duplicate
                 || record.time_source != TimeSource::Device
                 || oldest.is_some_and(|oldest| record.time < oldest)
             {
                 continue;
             }
-            let table = &mut self.tables[table as usize];
+            let table = &mut self.tables[table_number as usize];
             let device = table.devices.number(record.device);
-            if record.time <= table.frozen_until(device)
-                && table.is_behind_memtable(record, device, &mut self.scratch, seek)?
-            {
-                found.0.insert(number);
+            if record.time > table.frozen_until(device) {
+                continue;
+            }
+            let print = table.resolve(record, device, &mut self.scratch);
+            if table.frozen_prints.contains(print) {
+                late.found.0.insert(number);
+                continue;
+            }
+            let files = table.files_that_may_hold(record);
+            if !files.is_empty() {
+                late.columns.entry(table_number).or_insert_with(|| table.columns.list().to_vec());
+                late.unsure.push(Unsure { number, table: table_number, print, files });
             }
         }
-        Ok(found)
+        Ok(late)
+    }
+
+    /// Whether what was found still holds: fresh rows have not been moved since.
+    pub(crate) fn is_as_before(&self, late: &Late) -> bool {
+        self.freezes == late.freezes
     }
 
     /// Stores what is new. Cannot fail.
@@ -290,18 +352,16 @@ impl Table {
         self.files.entry(file.entry.partition).or_default().push(file);
     }
 
-    /// Takes files out; the last query that reads them deletes them.
-    pub(crate) fn remove_files(&mut self, gone: &[FileEntry]) {
+    /// Takes files out; the last who holds them deletes them: not under the lock.
+    pub(crate) fn remove_files(&mut self, gone: &[FileEntry]) -> Vec<Arc<DataFile>> {
+        let mut removed = Vec::with_capacity(gone.len());
         for partition in self.files.values_mut() {
-            partition.retain(|file| {
-                let is_gone = gone.iter().any(|gone| gone.id == file.entry.id);
-                if is_gone {
-                    file.replaced();
-                }
-                !is_gone
-            });
+            let is_gone = |file: &mut Arc<DataFile>| gone.iter().any(|gone| gone.id == file.entry.id);
+            removed.extend(partition.extract_if(.., is_gone));
         }
+        removed.iter().for_each(|file| file.replaced());
         self.files.retain(|_, files| !files.is_empty());
+        removed
     }
 
     fn frozen_until(&self, device: u32) -> Timestamp {
@@ -309,28 +369,10 @@ impl Table {
         if device.generation == self.generation { device.frozen } else { device.newest }
     }
 
-    /// Whether the row is in what is being flushed or in a file.
-    fn is_behind_memtable(
-        &mut self,
-        record: &Record<'_>,
-        device: u32,
-        scratch: &mut Scratch,
-        seek: &Seek,
-    ) -> Result<bool, StoreError> {
-        let print = self.resolve(record, device, scratch);
-        if self.frozen_prints.contains(print) {
-            return Ok(true);
-        }
-        for partition in [Partition::day_of(record.time), Partition::wide_of(record.time)] {
-            for file in self.files.get(&partition).into_iter().flatten() {
-                if file.may_hold(record.device, record.time)
-                    && seek.holds(file, &self.columns, record.device, record.time, print)?
-                {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
+    fn files_that_may_hold(&self, record: &Record<'_>) -> Vec<Arc<DataFile>> {
+        let partitions = [Partition::day_of(record.time), Partition::wide_of(record.time)];
+        let files = partitions.iter().flat_map(|partition| self.files.get(partition).into_iter().flatten());
+        files.filter(|file| file.may_hold(record.device, record.time)).cloned().collect()
     }
 
     /// Finds the numbers of the row's metrics and the row's identity.
@@ -436,6 +478,20 @@ fn milliseconds(time: Timestamp) -> Timestamp {
 impl Devices {
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).map(|device| *device as usize)
+    }
+
+    /// Whether a device without a number is known to have no row in files.
+    pub(crate) fn is_absent(&self, name: &str) -> bool {
+        self.complete || self.absent.contains(name)
+    }
+
+    pub(crate) fn note_absent(&mut self, name: &str) {
+        if self.find(name).is_none() {
+            if self.absent.len() >= ABSENT_MAX {
+                self.absent.clear();
+            }
+            self.absent.insert(name.to_owned());
+        }
     }
 
     pub(crate) fn number(&mut self, name: &str) -> u32 {

@@ -45,6 +45,9 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     pub(crate) seek: Seek,
+    /// Held through a write, taken before `state`: between its search in files and its rows no other write comes.
+    writing: Mutex<()>,
+    /// Held for moments only: queries and those who ask for counts wait for it.
     pub(crate) state: Mutex<State>,
     /// Memory has room again, or will not.
     pub(crate) room: Condvar,
@@ -104,6 +107,7 @@ impl ParquetTsdb {
             metrics: Metrics::new(registry),
             seek: Seek::new(config.fingerprint_bytes_max),
             state: Mutex::new(State::restore(&manifest, &config.dir)),
+            writing: Mutex::default(),
             room: Condvar::new(),
             next_file: AtomicU64::new(manifest.next_file),
             manifest: Mutex::new(manifest),
@@ -193,6 +197,10 @@ impl Tsdb for ParquetTsdb {
         .boxed()
     }
 
+    fn stalled(&self) -> Option<String> {
+        lock(&self.inner.state).flush_error.as_ref().map(|error| format!("flush failed: {error}"))
+    }
+
     fn durable_positions(&self) -> Vec<(JournalPartition, Offset)> {
         lock(&self.inner.manifest).positions.iter().map(|(at, offset)| (*at, *offset)).collect()
     }
@@ -233,8 +241,21 @@ impl Sql for ParquetTsdb {
 impl Inner {
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
         let oldest = self.oldest(self.clock.now());
-        let mut state = self.with_room()?;
-        let found = state.find_late(&write, oldest, &self.seek)?;
+        let _one_at_a_time = lock(&self.writing);
+        let (mut state, found) = loop {
+            let mut state = self.with_room()?;
+            let mut late = state.find_late(&write, oldest)?;
+            if late.needs_files() {
+                // Queries and the flush go on while files are read.
+                drop(state);
+                late.seek(&write, &self.seek)?;
+                state = lock(&self.state);
+                if !state.is_as_before(&late) {
+                    continue;
+                }
+            }
+            break (state, late.into_found());
+        };
         let outcomes = state.store(&write, oldest, &found, self.config.latest_devices_max)?;
         let bytes = state.bytes;
         drop(state);

@@ -31,6 +31,10 @@ pub trait Tsdb: fmt::Debug + Send + Sync + 'static {
     /// Makes all that was written durable. Returns when the positions are.
     fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// Why what was written cannot be made durable at present; `None` once it can again. What is written stays visible
+    /// meanwhile.
+    fn stalled(&self) -> Option<String>;
+
     /// Durable positions, by partition: what a crash now would resume from.
     fn durable_positions(&self) -> Vec<(Partition, Offset)>;
 

@@ -71,6 +71,10 @@ impl Tsdb for MemoryTsdb {
         future::ready(Ok(())).boxed()
     }
 
+    fn stalled(&self) -> Option<String> {
+        None
+    }
+
     fn durable_positions(&self) -> Vec<(Partition, Offset)> {
         let mut positions: Vec<_> = lock(&self.disk.0).positions.iter().map(|(p, o)| (*p, *o)).collect();
         positions.sort();

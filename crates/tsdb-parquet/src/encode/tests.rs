@@ -1,4 +1,4 @@
-use arrow::array::{Float64Array, Int64Array, TimestampMicrosecondArray};
+use arrow::array::{Float64Array, Int64Array, StringViewArray, TimestampMicrosecondArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
@@ -49,7 +49,8 @@ fn a_packed_file_gives_every_bit_back() {
         level: 0,
         written_at: Timestamp::from_micros(0),
     };
-    let entry = write_file(dir.path(), label, std::slice::from_ref(&batch), Effort::Small).expect("write");
+    let plan = Plan::small(&schema, std::slice::from_ref(&batch)).expect("a plan");
+    let entry = write_file(dir.path(), label, &plan, [Ok(batch.clone())]).expect("write");
     assert_eq!(
         (entry.rows, entry.device_min.as_str(), entry.device_max.as_str()),
         (3_000, "device-0000", "device-0029")
@@ -65,8 +66,6 @@ fn a_packed_file_gives_every_bit_back() {
 #[test]
 fn a_file_that_is_not_finished_goes() {
     let dir = tempfile::tempdir().expect("a directory");
-    let column = |name: &str| Column { name: name.into(), metric: name.into(), kind: Kind::F64, wide: false };
-    let empty = |columns: &[Column]| RecordBatch::new_empty(schema_of(columns, false));
     let label = Label {
         id: 1,
         table_dir: "t/d".into(),
@@ -75,9 +74,10 @@ fn a_file_that_is_not_finished_goes() {
         level: 0,
         written_at: Timestamp::from_micros(0),
     };
-    // The second batch does not fit to the first.
-    let rows = [empty(&[column("a"), column("b")]), empty(&[column("a")])];
-    write_file(dir.path(), label, &rows, Effort::Fast).expect_err("half a file");
+    let schema = schema_of(&[], false);
+    let broken = StoreError::Engine { reason: "broken".into() };
+    let rows = [Ok(RecordBatch::new_empty(schema.clone())), Err(broken)];
+    write_file(dir.path(), label, &Plan::fast(schema), rows).expect_err("half a file");
     let day = dir.path().join("t/d/1970-01-01");
     assert_eq!(fs::read_dir(day).expect("the directory was made").count(), 0);
 }

@@ -97,7 +97,7 @@ impl Narrow {
     }
 }
 
-fn name_of(expr: &Expr) -> Option<&str> {
+pub(super) fn name_of(expr: &Expr) -> Option<&str> {
     match expr {
         Expr::Column(Column { name, .. }) => Some(name),
         _ => None,

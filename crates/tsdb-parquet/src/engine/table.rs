@@ -1,6 +1,12 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
-use arrow::{array::StringViewArray, datatypes::SchemaRef};
+use arrow::{
+    array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringViewArray, new_null_array},
+    datatypes::{DataType, SchemaRef},
+};
 use datafusion::{
     catalog::{Session, TableProvider},
     common::Result,
@@ -12,13 +18,13 @@ use datafusion::{
         source::DataSourceExec,
     },
     execution::object_store::ObjectStoreUrl,
-    logical_expr::{Expr, TableProviderFilterPushDown},
+    logical_expr::{Expr, TableProviderFilterPushDown, utils::split_conjunction},
     physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
 };
 
-use super::narrow::Narrow;
+use super::narrow::{self, Narrow};
 use crate::{
-    columns::{Column, schema_of},
+    columns::{Column, KEYS, schema_of},
     files::DataFile,
     memtable::Chunk,
     state::Table,
@@ -32,8 +38,14 @@ pub(crate) struct TelemetryTable {
     pub(super) has_other: bool,
     schema: SchemaRef,
     names: Arc<StringViewArray>,
-    chunks: Vec<Arc<Chunk>>,
+    chunks: Vec<FreshChunk>,
     files: Vec<Arc<DataFile>>,
+}
+
+/// Fresh rows, and the names of their devices once a scan wanted them: the long view scans a table once per column.
+struct FreshChunk {
+    chunk: Arc<Chunk>,
+    devices: OnceLock<ArrayRef>,
 }
 
 impl TelemetryTable {
@@ -48,7 +60,7 @@ impl TelemetryTable {
             has_other: table.columns.has_other(),
             schema: table.columns.schema(),
             names: table.devices.names(),
-            chunks,
+            chunks: chunks.into_iter().map(|chunk| FreshChunk { chunk, devices: OnceLock::new() }).collect(),
             files: table.files.values().flatten().cloned().collect(),
         }
     }
@@ -66,15 +78,53 @@ impl TelemetryTable {
         }
     }
 
-    fn fresh_rows(&self, narrow: &Narrow, projection: &[usize]) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let chunks = self.chunks.iter().filter(|chunk| narrow.overlaps(chunk.time_min, chunk.time_max));
-        let batches = chunks.map(|chunk| chunk.project(&self.schema, &self.columns, &self.names, projection));
-        let batches = batches.collect::<Result<Vec<_>, _>>()?;
+    fn fresh_rows(
+        &self,
+        narrow: &Narrow,
+        filters: &[Expr],
+        projection: &[usize],
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let needed: Vec<usize> = filters
+            .iter()
+            .flat_map(split_conjunction)
+            .filter_map(|filter| match filter {
+                Expr::IsNotNull(column) => self.schema.index_of(narrow::name_of(column)?).ok(),
+                _ => None,
+            })
+            .filter(|column| *column >= KEYS)
+            .collect();
+        let mut nulls =
+            Nulls::new(self.chunks.iter().map(|fresh| fresh.chunk.rows).max().unwrap_or_default());
+        let mut batches = Vec::new();
+        for fresh in self.chunks.iter().filter(|f| narrow.overlaps(f.chunk.time_min, f.chunk.time_max)) {
+            if needed.iter().all(|column| fresh.chunk.has(*column, self.columns.len())) {
+                batches.push(self.project(fresh, projection, &mut nulls)?);
+            }
+        }
         if batches.is_empty() {
             return Ok(None);
         }
         let schema = Arc::new(self.schema.project(projection)?);
         Ok(Some(MemorySourceConfig::try_new_exec(&[batches], schema, None)?))
+    }
+
+    fn project(&self, fresh: &FreshChunk, wanted: &[usize], nulls: &mut Nulls) -> Result<RecordBatch> {
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(wanted.len());
+        for number in wanted {
+            let wanted_type = self.schema.field(*number).data_type();
+            let array = match (*number, fresh.devices.get()) {
+                (0, Some(devices)) => Some(devices.clone()),
+                (0, None) => {
+                    let devices = fresh.chunk.device_names(&self.names)?;
+                    Some(fresh.devices.get_or_init(|| devices).clone())
+                }
+                _ => fresh.chunk.column(*number, &self.columns, wanted_type)?,
+            };
+            arrays.push(array.unwrap_or_else(|| nulls.of(wanted_type, fresh.chunk.rows)));
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(fresh.chunk.rows));
+        let schema = Arc::new(self.schema.project(wanted)?);
+        Ok(RecordBatch::try_new_with_options(schema, arrays, &options)?)
     }
 
     fn rows_in_files(
@@ -112,6 +162,27 @@ impl TelemetryTable {
     }
 }
 
+/// Columns of nulls that share their memory.
+struct Nulls {
+    rows_max: usize,
+    by_type: Vec<ArrayRef>,
+}
+
+impl Nulls {
+    fn new(rows_max: usize) -> Self {
+        Self { rows_max, by_type: Vec::new() }
+    }
+
+    fn of(&mut self, wanted: &DataType, rows: usize) -> ArrayRef {
+        if let Some(nulls) = self.by_type.iter().find(|nulls| nulls.data_type() == wanted) {
+            return nulls.slice(0, rows);
+        }
+        let nulls = new_null_array(wanted, self.rows_max);
+        self.by_type.push(nulls.clone());
+        nulls.slice(0, rows)
+    }
+}
+
 impl fmt::Debug for TelemetryTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TelemetryTable").field("device_type", &self.device_type).finish_non_exhaustive()
@@ -143,7 +214,7 @@ impl TableProvider for TelemetryTable {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let projection = projection.unwrap_or(&all);
         let files = self.rows_in_files(state, &narrow, projection)?;
-        let fresh = self.fresh_rows(&narrow, projection)?;
+        let fresh = self.fresh_rows(&narrow, filters, projection)?;
         match (files, fresh) {
             (Some(files), Some(fresh)) => UnionExec::try_new(vec![files, fresh]),
             (Some(only), None) | (None, Some(only)) => Ok(only),

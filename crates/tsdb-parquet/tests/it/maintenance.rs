@@ -1,14 +1,17 @@
 use std::{fs, path::Path, sync::Arc};
 
+use dunlin_journal::{Offset, Partition, Topic};
 use dunlin_model::{Clock, Record, Timestamp, ValueRef};
 use dunlin_tsdb::{
-    Outcome, StoreError, Tsdb,
-    conformance::{at, record, write},
+    Outcome, Query, StoreError, StoredRecord, Tsdb, Write,
+    conformance::{at, record, tenant, write},
 };
 use dunlin_tsdb_parquet::{Config, OpenError, ParquetTsdb};
 use prometheus_client::registry::Registry;
 
 use crate::lab::{ParquetLab, number, sql};
+
+const WRITE_AT: Partition = Partition { topic: Topic::Telemetry, index: 0 };
 
 fn data_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
@@ -142,13 +145,17 @@ async fn a_failed_flush_is_tried_again_and_loses_nothing() {
     let obstacle = lab.dir().join("default");
     fs::write(&obstacle, b"").expect("obstacle");
     fleet(&store, 0, 10);
+    assert_eq!(store.stalled(), None);
     assert!(store.flush().await.is_err());
+    let stalled = store.stalled().expect("it says so");
+    assert!(stalled.contains("default"), "{stalled}");
     assert!(store.durable_positions().is_empty());
     assert_eq!(number(&store, "SELECT count(*) FROM default").await, 50, "still seen");
     let again = record("d1", at(0), &[("n", ValueRef::I64(0)), ("t", ValueRef::F64(20.0))]);
     assert_eq!(write(&*store, &[again]), [Outcome::Duplicate], "still known");
     fs::remove_file(&obstacle).expect("remove the obstacle");
     store.flush().await.expect("flush");
+    assert_eq!(store.stalled(), None);
     drop(store);
     assert_eq!(number(&lab.store(), "SELECT count(*) FROM default").await, 50);
 }
@@ -257,4 +264,105 @@ async fn names_of_any_kind_make_safe_paths() {
     );
     assert_eq!(number(&store, &format!("SELECT count(*) FROM \"{long}\"")).await, 1);
     assert_eq!(number(&store, "SELECT count(*) FROM readings_table").await, 1);
+}
+
+#[tokio::test]
+async fn sparse_rows_of_many_metrics_stay_what_they_are() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    let names: Vec<String> = (0..300).map(|n| format!("m{n:03}")).collect();
+    for n in 0..3_000 {
+        let readings = [(names[n as usize % 300].as_str(), ValueRef::I64(n))];
+        assert_eq!(write(&*store, &[record("a", at(n), &readings)]), [Outcome::Stored]);
+        if n == 1_500 {
+            store.flush().await.expect("flush");
+        }
+    }
+    let ask = async || {
+        let query = Query {
+            devices: vec![],
+            metrics: vec![],
+            start: at(0),
+            end: at(3_000),
+            step: None,
+            points_max: 10_000,
+        };
+        store.query(&tenant("default"), query).await.expect("query")
+    };
+    let in_memory = ask().await;
+    assert_eq!((in_memory.len(), in_memory[7].points.len()), (300, 10));
+    assert_eq!(in_memory[7].points[9], (at(2_707), dunlin_model::Value::I64(2_707)));
+    assert_eq!(number(&store, "SELECT count(*) FROM readings WHERE metric = 'm007'").await, 10);
+    store.flush().await.expect("flush");
+    assert_eq!(ask().await, in_memory);
+    store.compact_all().expect("compact");
+    assert_eq!(ask().await, in_memory);
+}
+
+#[tokio::test]
+async fn a_search_in_files_keeps_nobody_waiting() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 3);
+    store.close().await.expect("close");
+    drop(store);
+    let store = lab.store();
+    // Whoever opens the file waits until somebody writes to it.
+    let [file] = &data_files(lab.dir())[..] else { panic!("one file") };
+    let file = file.clone();
+    let aside = file.with_extension("aside");
+    fs::rename(&file, &aside).expect("move the file away");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+
+    let (tell, thread_id) = std::sync::mpsc::channel();
+    let writing = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            tell.send(rustix::thread::gettid()).expect("the test waits");
+            let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
+            let from = store.position(WRITE_AT).expect("records were written");
+            let records = [StoredRecord { record: again, known_duplicate: false }];
+            store.write(Write { partition: WRITE_AT, records: &records, next: Offset(from.0 + 1) })
+        }
+    });
+    let thread = thread_id.recv().expect("an id").as_raw_nonzero();
+    let state = || fs::read_to_string(format!("/proc/self/task/{thread}/stat")).expect("a live thread");
+    while !state().contains(") S ") {
+        std::thread::yield_now();
+    }
+    let counts = tokio::task::spawn_blocking({
+        let store = store.clone();
+        move || store.counts()
+    });
+    let counts = tokio::time::timeout(std::time::Duration::from_secs(60), counts).await;
+    let counts = counts.expect("nobody waits for the file").expect("counts");
+    assert_eq!(counts[&tenant("default")].stored, 15);
+    assert_eq!(number(&store, "SELECT 1").await, 1);
+
+    // The writer sees a broken file, and the write may be repeated once it is whole.
+    drop(fs::OpenOptions::new().write(true).open(&file).expect("the other end"));
+    assert!(writing.join().expect("no panic").is_err());
+    fs::rename(&aside, &file).expect("move the file back");
+    let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
+    assert_eq!(write(&*store, &[again]), [Outcome::Duplicate]);
+}
+
+#[tokio::test]
+async fn newest_values_are_looked_up_in_files_once() {
+    let lab = ParquetLab::default();
+    let store = lab.store();
+    fleet(&store, 0, 3);
+    store.close().await.expect("close");
+    drop(store);
+    let store = lab.store();
+    let me = tenant("default");
+    let names = ["d1".to_owned(), "d3-that-is-not-there".to_owned()];
+    let first = store.latest(&me, &names, 10).await.expect("latest");
+    assert_eq!(first.len(), 2, "{first:?}");
+    for file in data_files(lab.dir()) {
+        fs::remove_file(file).expect("remove");
+    }
+    assert_eq!(store.latest(&me, &names, 10).await.expect("no file is read"), first);
+    assert!(store.latest(&me, &["d2".to_owned()], 10).await.is_err(), "this one would have to be");
 }
