@@ -1,34 +1,43 @@
 //! The path of an MQTT reading: handshake, then packet after packet until the client or the server leaves.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     num::NonZeroU16,
     panic::AssertUnwindSafe,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use dunlin_broker::{
+    Acknowledged, Change, Filter, Message, Publication, Published, Session, SessionKey, Subscription, Tenant,
+    check_topic,
+};
 use dunlin_journal::Topic;
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
 use futures::FutureExt;
 use ntex::{
     io::{Io, RecvError},
     time::{Seconds, timeout_checked},
-    util::Bytes,
+    util::{ByteString, Bytes},
 };
 use ntex_mqtt::{QoS, error::DecodeError};
 
 use crate::{
     account::Class,
     append::Lane,
-    connection::{Connection, Refusal},
+    connection::{Connection, Parts, Refusal},
     decode::Fault,
     directory::{Admitted, Denied},
     record::{self, Delivery, Origin, Refused},
-    sessions::SessionKey,
+    sessions::{Entry, Last, Sessions},
     topic::{Route, child_name},
-    wire::{Code, Connect, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire},
+    wire::{
+        AnswerTo, Code, Connect, Granted, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire,
+        broker_qos,
+    },
     worker::Worker,
 };
 
@@ -36,6 +45,8 @@ use crate::{
 const TOPIC_ALIASES_MAX: u16 = 16;
 /// What a client may send before it is known: client id, token, will.
 const CONNECT_BYTES_MAX: u32 = 16 << 10;
+/// Messages of QoS 1 and 2 that are under way to one client.
+const DELIVERY_WINDOW_MAX: u16 = 1_000;
 /// Bytes of a client id.
 const CLIENT_ID_BYTES_MAX: usize = 256;
 /// Fixed header, topic and properties around a payload of the largest size.
@@ -61,9 +72,9 @@ async fn greet(io: &Io, worker: &Rc<Worker>) {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
     let shaken = timeout_checked(patience, AssertUnwindSafe(handshake(io, worker)).catch_unwind()).await;
     let outcome = match shaken {
-        Ok(Ok(Ok(session))) => {
+        Ok(Ok(Ok(client))) => {
             worker.shared.books.metrics.connect("accepted");
-            return session.run(io, worker).await;
+            return client.run(io, worker).await;
         }
         Ok(Ok(Err(outcome))) => outcome,
         Ok(Err(_panic)) => "panicked",
@@ -76,9 +87,9 @@ async fn greet(io: &Io, worker: &Rc<Worker>) {
 }
 
 /// A client that was let in.
-struct Session {
+struct Client {
     connection: Rc<Connection>,
-    key: SessionKey,
+    seat: Seat,
     keepalive: Seconds,
     aliases: RefCell<Vec<Option<Box<str>>>>,
     children: RefCell<hashbrown::HashMap<DeviceId, Rc<Child>>>,
@@ -92,7 +103,7 @@ struct Child {
 }
 
 /// Lets a client in, or says why not; then it is one word for the metrics.
-async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str> {
+async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str> {
     let version = match io.recv(&Greeting).await {
         Ok(Some(version)) => version,
         Err(ntex::util::Either::Left(DecodeError::UnsupportedProtocolLevel)) => {
@@ -120,7 +131,14 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str
     if worker.is_leaving() {
         return Err(turn_away(Unwelcome::Unavailable, "leaving"));
     }
-    Ok(enter(io, worker, wire, connect, who))
+    let plan = match take_seat(worker, connect, who).await {
+        Ok(plan) => plan,
+        Err((why, outcome)) => return Err(turn_away(why, outcome)),
+    };
+    if worker.is_leaving() {
+        return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+    }
+    Ok(enter(io, worker, wire, plan))
 }
 
 async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {
@@ -131,6 +149,11 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     let nameless = client_id.is_empty() && !connect.clean;
     if nameless || client_id.len() > CLIENT_ID_BYTES_MAX || client_id.chars().any(char::is_control) {
         return Err((Unwelcome::ClientId, "client_id"));
+    }
+    if let Some(will) = &connect.will
+        && (check_topic(&will.topic).is_err() || Route::of(&will.topic) != Route::Message)
+    {
+        return Err((Unwelcome::WillTopic, "will_topic"));
     }
     let token = connect.user_name.as_deref().unwrap_or_default();
     if token.is_empty() {
@@ -148,45 +171,135 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     })
 }
 
-/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in or not.
-fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitted) -> Session {
+/// A client id that is held; given back when this is dropped.
+struct Seat {
+    sessions: Sessions,
+    key: SessionKey,
+    connection: u64,
+    last: Cell<Last>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.sessions.leave(&self.key, self.connection, self.last.get());
+    }
+}
+
+/// What a handshake has found.
+struct Plan {
+    seat: Seat,
+    who: Admitted,
+    asked: Connect,
+    assigned_client_id: Option<String>,
+    tenant: Arc<Tenant>,
+    /// The session that is in the log, if there is one, and whether it was before.
+    session: Option<Arc<Session>>,
+    present: bool,
+    expiry_seconds: u32,
+    settled: bool,
+}
+
+/// Takes over the client id, and opens the session if it is one for the log.
+async fn take_seat(
+    worker: &Rc<Worker>,
+    mut asked: Connect,
+    who: Admitted,
+) -> Result<Plan, (Unwelcome, &'static str)> {
+    let shared = &worker.shared;
+    let id = shared.next_connection_id();
+    let assigned_client_id = asked.client_id.is_empty().then(|| shared.client_id(id));
+    let client_id = assigned_client_id.as_deref().unwrap_or(&asked.client_id);
+    let key = SessionKey {
+        tenant: (*who.tenant).into(),
+        device: (*who.device).into(),
+        client_id: client_id.into(),
+    };
+    let settled = loop {
+        match shared.sessions.enter(&key, id, &worker.orders) {
+            Entry::In { settled } => break settled,
+            Entry::Wait(turn) => turn.await.map_err(|_| (Unwelcome::Unavailable, "taken_over"))?,
+        }
+    };
+    let (sessions, last) = (shared.sessions.clone(), Cell::new(Last::Nothing));
+    let seat = Seat { sessions, key: key.clone(), connection: id, last };
+
+    let longest = shared.config.pubsub.session_expiry_seconds_max;
+    let expiry_seconds = asked.expiry_seconds.unwrap_or(u32::MAX).min(longest);
+    let tenant = shared.pubsub.broker.tenant(&who.tenant);
+    let before = tenant.session(&key);
+    let will = asked.will.take().map(|will| *will);
+    let is_for_log = expiry_seconds > 0 || will.is_some() || (before.is_some() && !asked.clean);
+    let at = shared.clock.now();
+    let mut session = None;
+    let mut present = false;
+    if is_for_log {
+        if before.is_none() && !tenant.has_room_for_sessions() {
+            return Err((Unwelcome::Quota, "sessions"));
+        }
+        let opened = Change::Opened { key: key.clone(), clean: asked.clean, expiry_seconds, will, at };
+        let offset = commit(worker, &key.tenant, &opened).await?;
+        session = tenant.session(&key);
+        present = session.as_ref().is_some_and(|s| !s.is_opened_at(offset));
+    } else if let Some(before) = before {
+        commit(worker, &key.tenant, &Change::Ended { session: before.id, at }).await?;
+    }
+    Ok(Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled })
+}
+
+async fn commit(
+    worker: &Worker,
+    tenant: &str,
+    change: &Change<'_>,
+) -> Result<u64, (Unwelcome, &'static str)> {
+    worker.shared.pubsub.commit(tenant, change).await.map_err(|error| {
+        if worker.logs.allow() {
+            tracing::error!(%error, "the journal did not take a session, connect refused");
+        }
+        (Unwelcome::Unavailable, "journal")
+    })
+}
+
+/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in.
+fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
+    let Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled } =
+        plan;
     let shared = &worker.shared;
     let config = &shared.config;
-    let id = shared.next_connection_id();
+    let id = seat.connection;
     let packet_bytes_max = config.message_bytes_max as u32 + PACKET_OVERHEAD_BYTES_MAX;
     wire.set_packet_bytes_max(packet_bytes_max);
-    if let Some(bytes) = connect.packet_bytes_max {
+    if let Some(bytes) = asked.packet_bytes_max {
         wire.set_answer_bytes_max(bytes);
     }
 
-    let assigned = connect.client_id.is_empty().then(|| shared.client_id(id));
-    let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
-    let key = SessionKey::new(&who, client_id);
-    shared.sessions.enter(key.clone(), id, worker.orders.clone());
-
-    let asked = connect.keepalive_seconds;
-    let keepalive = match asked {
+    let keepalive = match asked.keepalive_seconds {
         0 => config.keepalive_seconds_max,
-        asked => asked.min(config.keepalive_seconds_max),
+        seconds => seconds.min(config.keepalive_seconds_max),
     };
     let version = wire.version();
-    let detail =
-        serde_json::json!({ "transport": "mqtt", "version": version.name(), "client_id": client_id });
+    let detail = serde_json::json!({
+        "transport": "mqtt", "version": version.name(), "client_id": &*seat.key.client_id,
+    });
     worker.event(&who, EventKind::Connected, detail.to_string());
 
     let slot = Slot::of(&who.tenant, &who.device);
-    let account = shared.books.accounts.of(&who.tenant);
-    let connection = Rc::new(Connection::new(
+    let connection = Rc::new(Connection::new(Parts {
         id,
+        account: shared.books.accounts.of(&who.tenant),
+        telemetry: worker.appender.lane(Topic::Telemetry, slot),
+        changes: worker.appender.lane_of(shared.pubsub.partition_of(&who.tenant)),
         who,
-        account,
-        worker.appender.lane(Topic::Telemetry, slot),
         wire,
-        io.get_ref(),
-        usize::from(config.connection_inflight_max),
-        shared.books.metrics.clone(),
-        worker.logs.clone(),
-    ));
+        tenant,
+        key: seat.key.clone(),
+        window: usize::from(asked.receive_max.min(DELIVERY_WINDOW_MAX)),
+        session,
+        settled,
+        io: io.get_ref(),
+        unanswered_max: usize::from(config.connection_inflight_max),
+        metrics: shared.books.metrics.clone(),
+        logs: worker.logs.clone(),
+    }));
     worker.enters(&connection);
     connection.write(|out| {
         connection.wire.welcome(
@@ -194,37 +307,72 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
                 inflight_max: config.connection_inflight_max,
                 packet_bytes_max,
                 topic_aliases_max: TOPIC_ALIASES_MAX,
-                assigned_client_id: assigned.clone(),
-                keepalive_seconds: (keepalive != asked).then_some(keepalive),
+                assigned_client_id,
+                keepalive_seconds: (keepalive != asked.keepalive_seconds).then_some(keepalive),
+                session_present: present,
+                expiry_seconds,
             },
             out,
         );
     });
-    Session {
+    if let Some(session) = connection.session() {
+        session.attach(worker.inbox.clone(), id);
+        worker.deliver(&connection);
+    }
+    Client {
         connection,
-        key,
+        seat,
         keepalive: Seconds(keepalive),
         aliases: RefCell::default(),
         children: RefCell::default(),
     }
 }
 
-impl Session {
+impl Client {
     async fn run(self, io: &Io, worker: &Rc<Worker>) {
-        if AssertUnwindSafe(self.read(io, worker)).catch_unwind().await.is_err() {
-            tracing::error!(tenant = %self.connection.who.tenant, device = %self.connection.who.device, "a packet made its connection panic");
-            self.connection.finish(Code::Panicked, "the packet could not be handled");
-        }
+        let goodbye = match AssertUnwindSafe(self.read(io, worker)).catch_unwind().await {
+            Ok(goodbye) => goodbye,
+            Err(_panic) => {
+                tracing::error!(tenant = %self.connection.who.tenant, device = %self.connection.who.device, "a packet made its connection panic");
+                self.connection.finish(Code::Panicked, "the packet could not be handled");
+                None
+            }
+        };
         let connection = &self.connection;
-        worker.shared.sessions.leave(&self.key, connection.id);
+        self.close_session(worker, goodbye.as_ref());
         let reason = connection.end().unwrap_or("gone");
         let detail = serde_json::json!({ "reason": reason });
         worker.event(&connection.who, EventKind::Disconnected, detail.to_string());
+        self.seat.last.set(match () {
+            () if goodbye.is_some() && connection.has_answered_all() => Last::Settled,
+            () if connection.may_repeat.get() => Last::Unsettled,
+            () => Last::Nothing,
+        });
         worker.leaves(connection);
+        // Only then may the client's next connection be read: what it sends has its place after all of this.
+        worker.appender.handed_over().await;
     }
 
-    /// Packet after packet, as long as there is room for what they bring.
-    async fn read(&self, io: &Io, worker: &Rc<Worker>) {
+    /// Ends the session or leaves it to the log, which knows what becomes of it.
+    fn close_session(&self, worker: &Worker, goodbye: Option<&Goodbye>) {
+        let connection = &self.connection;
+        let Some(session) = connection.session() else { return };
+        session.detach(connection.id);
+        if session.id.is_logged() {
+            let closed = Change::Closed {
+                session: session.id,
+                at: worker.shared.clock.now(),
+                with_will: goodbye.is_none_or(|g| g.with_will),
+                expiry_seconds: goodbye.and_then(|g| g.expiry_seconds),
+            };
+            worker.log_change(connection, &closed);
+        } else {
+            connection.tenant.end(session);
+        }
+    }
+
+    /// Packet after packet, as long as there is room for what they bring. Returns what the client said at the end.
+    async fn read(&self, io: &Io, worker: &Rc<Worker>) -> Option<Goodbye> {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
@@ -235,33 +383,179 @@ impl Session {
             if !worker.appender.has_room() {
                 worker.appender.room().await;
             }
-            let packet = match poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await {
-                Ok(packet) => packet,
-                Err(End::Gone) => return connection.gone("gone"),
-                Err(End::Silent) => return connection.finish(Code::KeepAlive, "nothing came in time"),
-                Err(End::Wrong(error)) => return connection.finish(code_of(error), &error.to_string()),
+            let packet = poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await;
+            let packet = match packet {
+                Ok(Some(packet)) => packet,
+                Ok(None) => {
+                    worker.deliver(connection);
+                    continue;
+                }
+                Err(End::Gone) => {
+                    connection.gone("gone");
+                    return None;
+                }
+                Err(End::Silent) => {
+                    connection.finish(Code::KeepAlive, "nothing came in time");
+                    return None;
+                }
+                Err(End::Wrong(error)) => {
+                    connection.finish(code_of(error), &error.to_string());
+                    return None;
+                }
             };
             match packet {
                 _ if worker.is_leaving() => {}
                 Inbound::Publish(publish, payload) => self.publish(worker, publish, payload).await,
-                Inbound::Release(packet_id) => {
-                    let known = connection.release(packet_id);
-                    connection.write(|out| connection.wire.complete(packet_id, known, out));
-                }
+                Inbound::Release(packet_id) => self.release(worker, packet_id),
+                Inbound::Answer { packet_id, to, refused } => self.answered(worker, packet_id, to, refused),
                 Inbound::Ping => connection.write(Wire::pong),
-                Inbound::Subscribe { packet_id, filters } => {
-                    connection.write(|out| connection.wire.refuse_subscriptions(packet_id, filters, out));
-                }
+                Inbound::Subscribe { packet_id, filters } => self.subscribe(worker, packet_id, filters).await,
                 Inbound::Unsubscribe { packet_id, filters } => {
-                    connection.write(|out| connection.wire.unsubscribed(packet_id, filters, out));
+                    self.unsubscribe(worker, packet_id, &filters).await;
                 }
-                Inbound::Disconnect => return connection.gone("client"),
-                Inbound::Connect(_) => return connection.finish(Code::Protocol, "a second CONNECT"),
+                Inbound::Disconnect { with_will, expiry_seconds } => {
+                    return self.goodbye(worker, with_will, expiry_seconds);
+                }
+                Inbound::Connect(_) => connection.finish(Code::Protocol, "a second CONNECT"),
                 Inbound::Unexpected => {
-                    return connection.finish(Code::Protocol, "a packet that answers nothing");
+                    connection.finish(Code::Protocol, "a packet that a client does not send")
                 }
             }
         }
+        None
+    }
+
+    fn goodbye(&self, worker: &Worker, with_will: bool, expiry_seconds: Option<u32>) -> Option<Goodbye> {
+        let connection = &self.connection;
+        // Nothing can be made to outlive a connection that was not meant to (MQTT 5, 3.14.2.2.2).
+        let outlives = connection.session().is_some_and(|session| session.outlives());
+        if expiry_seconds.is_some_and(|seconds| seconds > 0) && !outlives {
+            connection.finish(Code::Protocol, "the session was to end with the connection");
+            return None;
+        }
+        let longest = worker.shared.config.pubsub.session_expiry_seconds_max;
+        connection.gone("client");
+        Some(Goodbye { with_will, expiry_seconds: expiry_seconds.map(|seconds| seconds.min(longest)) })
+    }
+
+    /// PUBREL: the client has seen PUBREC, and the packet id is free again.
+    fn release(&self, worker: &Worker, packet_id: NonZeroU16) {
+        let connection = &self.connection;
+        let session = connection.session_id();
+        if connection.release(packet_id) || !session.is_logged() {
+            return connection.write(|out| connection.wire.complete(packet_id, true, out));
+        }
+        let number = connection.expect_released(packet_id);
+        let change = Change::Released { session, packet_id: packet_id.get() };
+        worker.append_change(connection, &change, Some((connection, number)));
+    }
+
+    /// What the client says about messages it was sent.
+    fn answered(&self, worker: &Worker, packet_id: NonZeroU16, to: AnswerTo, refused: bool) {
+        let connection = &self.connection;
+        let unknown = || {
+            if to == AnswerTo::Received && !refused {
+                connection.write(|out| connection.wire.release(packet_id, false, out));
+            }
+        };
+        let Some(session) = connection.session() else { return unknown() };
+        if to == AnswerTo::Received && !refused {
+            let Acknowledged::Message(number) = session.look(|outbox| outbox.received(packet_id)) else {
+                return unknown();
+            };
+            if !session.id.is_logged() {
+                return connection.write(|out| connection.wire.release(packet_id, true, out));
+            }
+            let answer = connection.expect_received(packet_id);
+            let change = Change::Received { session: session.id, number };
+            worker.append_change(connection, &change, Some((connection, answer)));
+        } else if let Acknowledged::Message(number) = session.look(|outbox| outbox.acknowledge(packet_id)) {
+            worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
+        }
+        worker.deliver(connection); // There is room for another one.
+    }
+
+    async fn subscribe(
+        &self,
+        worker: &Rc<Worker>,
+        packet_id: NonZeroU16,
+        filters: Vec<(ByteString, Subscription)>,
+    ) {
+        let connection = &self.connection;
+        if filters.is_empty() {
+            return connection.finish(Code::Protocol, "SUBSCRIBE without a filter");
+        }
+        if filters.iter().any(|(filter, s)| s.no_local && filter.starts_with("$share/")) {
+            return connection.finish(Code::Protocol, "a shared subscription cannot be no-local");
+        }
+        let session = connection.session_at(&worker.inbox);
+        let mut left = connection.tenant.subscriptions_left(session);
+        let mut granted = Vec::with_capacity(filters.len());
+        let mut taken: Vec<(&str, Subscription)> = Vec::with_capacity(filters.len());
+        for (filter, subscription) in &filters {
+            let is_known = || {
+                let twice = taken.iter().any(|(other, _)| *other == &**filter);
+                twice || connection.tenant.is_subscribed(session, filter)
+            };
+            let is_free = left > 0 || is_known();
+            granted.push(match Filter::parse(filter) {
+                Err(_) => Granted::Invalid,
+                Ok(_) if !is_free => Granted::Quota,
+                Ok(_) => {
+                    if !is_known() {
+                        left -= 1;
+                    }
+                    taken.push((filter, *subscription));
+                    Granted::Qos(subscription.qos)
+                }
+            });
+        }
+        let at = worker.shared.clock.now();
+        if !session.id.is_logged() {
+            connection.tenant.subscribe(session, taken, at);
+        } else if !taken.is_empty() {
+            let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();
+            let change = Change::Subscribed { session: session.id, subscriptions, at };
+            if !self.committed(worker, &change).await {
+                return;
+            }
+        }
+        connection.write(|out| connection.wire.subscribed(packet_id, &granted, out));
+    }
+
+    async fn unsubscribe(&self, worker: &Rc<Worker>, packet_id: NonZeroU16, filters: &[ByteString]) {
+        let connection = &self.connection;
+        if filters.is_empty() {
+            return connection.finish(Code::Protocol, "UNSUBSCRIBE without a filter");
+        }
+        let mut known: Vec<Option<bool>> =
+            filters.iter().map(|f| Filter::parse(f).is_ok().then_some(false)).collect();
+        if let Some(session) = connection.session() {
+            if session.id.is_logged() {
+                for (known, filter) in known.iter_mut().zip(filters).filter(|(known, _)| known.is_some()) {
+                    *known = Some(connection.tenant.is_subscribed(session, filter));
+                }
+                let filters = filters.iter().map(|f| f.as_str().into()).collect();
+                if !self.committed(worker, &Change::Unsubscribed { session: session.id, filters }).await {
+                    return;
+                }
+            } else {
+                let ended = connection.tenant.unsubscribe(session, filters.iter().map(|f| f.as_str()));
+                for (known, ended) in known.iter_mut().zip(ended) {
+                    *known = known.map(|_| ended);
+                }
+            }
+        }
+        connection.write(|out| connection.wire.unsubscribed(packet_id, &known, out));
+    }
+
+    /// Logs a change and waits until it is in force. If that fails the client is told to come back.
+    async fn committed(&self, worker: &Worker, change: &Change<'_>) -> bool {
+        let committed = worker.shared.pubsub.commit(&self.connection.who.tenant, change).await;
+        if let Err(error) = &committed {
+            self.connection.finish(Code::ServerBusy, &error.to_string());
+        }
+        committed.is_ok()
     }
 
     /// Takes a publish to its batch, or to the rejected ones. Its answer comes when that is durable.
@@ -276,7 +570,17 @@ impl Session {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
+        if publish.subscription_ids {
+            return connection.finish(Code::Protocol, "a client does not send subscription identifiers");
+        }
+        if publish.qos != QoS::AtMostOnce {
+            connection.may_repeat.set(true);
+        }
+        let route = Route::of(topic);
+        // The log knows the packet ids of messages that went through it.
+        let is_known_by_log = route == Route::Message && connection.session_id().is_logged();
         if publish.qos == QoS::ExactlyOnce
+            && !is_known_by_log
             && let Some(packet_id) = publish.packet_id
             && !connection.hold(packet_id)
         {
@@ -285,15 +589,16 @@ impl Session {
             }
             return;
         }
-        let taken = match Route::of(topic) {
-            Some(Route::Telemetry) => self.telemetry(worker, &publish, &payload, None),
-            Some(Route::Events) => self.event(worker, &publish, &payload),
-            Some(Route::Child(name)) => match self.child(worker, name).await {
+        let taken = match route {
+            Route::Telemetry => self.telemetry(worker, &publish, &payload, None),
+            Route::Events => self.event(worker, &publish, &payload),
+            Route::Child(name) => match self.child(worker, name).await {
                 Ok(Some(child)) => self.telemetry(worker, &publish, &payload, Some(&child)),
                 Ok(None) => return connection.finish(Code::ServerBusy, "the directory is not available"),
                 Err(refusal) => Err(refusal),
             },
-            None => Err(Refusal {
+            Route::Message => self.message(worker, topic, &publish, &payload),
+            Route::Reserved => Err(Refusal {
                 code: Code::TopicName,
                 reason: RejectReason::UnknownTopic,
                 detail: "not a topic that devices publish to".into(),
@@ -302,6 +607,80 @@ impl Session {
         if let Err(refusal) = taken {
             self.reject(worker, topic, &publish, &payload, refusal);
         }
+    }
+
+    /// Publishes to whoever has subscribed in the tenant.
+    fn message(
+        &self,
+        worker: &Worker,
+        topic: &str,
+        publish: &Publish,
+        payload: &[u8],
+    ) -> Result<(), Refusal> {
+        let connection = &self.connection;
+        self.check_size(worker, payload)?;
+        check_topic(topic).map_err(|fault| Refusal {
+            code: Code::TopicName,
+            reason: RejectReason::UnknownTopic,
+            detail: fault.to_string(),
+        })?;
+        let session = connection.session_id();
+        let at = worker.appender.now();
+        let message = Arc::new(Message {
+            topic: topic.into(),
+            payload: payload.to_vec().into(),
+            qos: broker_qos(publish.qos),
+            retain: publish.retain,
+            expires_at: publish.expiry_seconds.map(|seconds| at + Duration::from_secs(seconds.into())),
+            properties: publish.properties.clone(),
+            publisher: Some(session),
+            packets: Default::default(),
+        });
+        let once_by_log = publish.qos == QoS::ExactlyOnce && session.is_logged();
+        match connection.tenant.publish(&message, once_by_log || self.publishes_in_log(worker)) {
+            Published::Delivered(_) => {
+                if let Some(packet_id) = publish.packet_id {
+                    connection.repeat(packet_id, publish.qos);
+                }
+            }
+            Published::RetainedFull => {
+                return Err(Refusal {
+                    code: Code::Quota,
+                    reason: RejectReason::QuotaExceeded,
+                    detail: "the tenant has as many retained messages as it may".into(),
+                });
+            }
+            Published::Log { chosen } => {
+                connection.publishes_in_log.set(true);
+                let change = Change::Published(Publication {
+                    tenant: (*connection.who.tenant).into(),
+                    topic: topic.into(),
+                    payload,
+                    qos: message.qos,
+                    retain: message.retain,
+                    at,
+                    expires_at: message.expires_at,
+                    properties: message.properties.clone(),
+                    publisher: message.publisher,
+                    packet_id: publish.packet_id.filter(|_| once_by_log).map(Into::into),
+                    chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
+                });
+                let number = connection.expect(publish.packet_id, publish.qos);
+                worker.append_change(connection, &change, Some((connection, number)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something that this client has published is on its way through the log: then what follows must not
+    /// overtake it.
+    fn publishes_in_log(&self, worker: &Worker) -> bool {
+        let connection = &self.connection;
+        if connection.publishes_in_log.get() && connection.has_answered_all() {
+            let pubsub = &worker.shared.pubsub;
+            connection.publishes_in_log.set(!pubsub.is_applied(pubsub.partition_of(&connection.who.tenant)));
+        }
+        connection.publishes_in_log.get()
     }
 
     fn telemetry(
@@ -328,7 +707,10 @@ impl Session {
             worker.appender.telemetry(lane, payload, origin, Delivery::Plain, &connection.account, None)?;
             return Ok(());
         };
-        let delivery = Delivery::Packet { packet_id: packet_id.get(), duplicate: publish.duplicate };
+        let delivery = Delivery::Packet {
+            packet_id: packet_id.get(),
+            duplicate: publish.duplicate && !connection.settled,
+        };
         let number = connection.expect(publish.packet_id, publish.qos);
         let waits = Some((connection, number));
         let taken = worker.appender.telemetry(lane, payload, origin, delivery, &connection.account, waits);
@@ -453,6 +835,13 @@ impl From<Fault> for Refusal {
     }
 }
 
+/// What a client said with its DISCONNECT.
+#[derive(Debug)]
+struct Goodbye {
+    with_will: bool,
+    expiry_seconds: Option<u32>,
+}
+
 /// Why reading ends.
 #[derive(Debug)]
 enum End {
@@ -492,7 +881,13 @@ impl Patience {
         Self { tick, packet, silent_ticks: 0, heard: false, begun: None }
     }
 
-    fn poll_packet(&mut self, io: &Io, wire: &Wire, cx: &mut Context<'_>) -> Poll<Result<Inbound, End>> {
+    /// The next packet; `None` if the socket takes more again.
+    fn poll_packet(
+        &mut self,
+        io: &Io,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Inbound>, End>> {
         loop {
             match io.poll_recv_decode(wire, cx) {
                 Ok(decoded) => match decoded.item {
@@ -501,7 +896,7 @@ impl Patience {
                         if self.begun.take().is_some() {
                             io.start_timer(self.tick);
                         }
-                        return Poll::Ready(Ok(packet));
+                        return Poll::Ready(Ok(Some(packet)));
                     }
                     None => {
                         if decoded.remains + decoded.consumed > 0 || self.begun.is_some() {
@@ -516,9 +911,10 @@ impl Patience {
                     }
                 }
                 Err(RecvError::WriteBackpressure) => {
-                    if ready!(io.poll_flush(cx, false)).is_err() {
-                        return Poll::Ready(Err(End::Gone));
-                    }
+                    return Poll::Ready(match ready!(io.poll_flush(cx, false)) {
+                        Ok(()) => Ok(None),
+                        Err(_) => Err(End::Gone),
+                    });
                 }
                 Err(RecvError::Decoder(error)) => return Poll::Ready(Err(End::Wrong(error))),
                 Err(RecvError::PeerGone(_)) => return Poll::Ready(Err(End::Gone)),

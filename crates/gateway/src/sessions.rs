@@ -1,11 +1,14 @@
 //! Which connection holds a client id, over all workers: the newer one wins.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::VecDeque,
+    hash::BuildHasher,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use hashbrown::HashMap;
+use dunlin_broker::SessionKey;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::{mpsc, oneshot};
-
-use crate::directory::Admitted;
 
 /// What one worker tells another, or the gateway tells all of them.
 #[derive(Debug)]
@@ -19,45 +22,120 @@ pub(crate) enum Order {
 /// A worker's mailbox. At most one order per connection waits in it.
 pub(crate) type Orders = mpsc::UnboundedSender<Order>;
 
-/// Whose client id: a device owns its own, so a stranger cannot take it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct SessionKey(Box<str>);
-
-impl SessionKey {
-    /// No tenant or device name holds the separator.
-    pub(crate) fn new(who: &Admitted, client_id: &str) -> Self {
-        Self(format!("{}/{}/{client_id}", who.tenant, who.device).into())
-    }
-}
-
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sessions(Arc<Mutex<HashMap<SessionKey, Home>>>);
+pub(crate) struct Sessions(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    homes: HashMap<SessionKey, Home>,
+    settled: Settled,
+}
 
 #[derive(Debug)]
 struct Home {
     connection: u64,
     worker: Orders,
+    /// The connection that takes over, once this one has left.
+    next: Option<oneshot::Sender<()>>,
+}
+
+/// How a connection that wants a client id stands.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// It has it. `settled` if the client has nothing to repeat: see [`Settled`].
+    In { settled: bool },
+    /// Another one has it, and was told. To be asked again when it has left; an error means that a still newer one
+    /// came.
+    Wait(oneshot::Receiver<()>),
 }
 
 impl Sessions {
-    /// Gives the client id to `connection`; whoever had it is told.
-    pub(crate) fn enter(&self, key: SessionKey, connection: u64, worker: Orders) {
-        let before = self.lock().insert(key, Home { connection, worker });
-        if let Some(Home { connection, worker }) = before {
-            // A worker that has stopped has no connections left.
-            let _stopped = worker.send(Order::TakenOver { connection });
+    /// Asks for the client id, for `connection`.
+    pub(crate) fn enter(&self, key: &SessionKey, connection: u64, worker: &Orders) -> Entry {
+        let state = &mut *self.lock();
+        match state.homes.get_mut(key) {
+            None => {
+                let home = Home { connection, worker: worker.clone(), next: None };
+                state.homes.insert(key.clone(), home);
+                Entry::In { settled: state.settled.contains(key) }
+            }
+            Some(home) => {
+                // A worker that has stopped has no connections left.
+                let _stopped = home.worker.send(Order::TakenOver { connection: home.connection });
+                let (next, turn) = oneshot::channel();
+                home.next = Some(next);
+                Entry::Wait(turn)
+            }
         }
     }
 
-    /// Forgets the client id, unless another connection has it by now.
-    pub(crate) fn leave(&self, key: &SessionKey, connection: u64) {
-        let mut homes = self.lock();
-        if homes.get(key).is_some_and(|home| home.connection == connection) {
-            homes.remove(key);
+    /// Gives the client id back. To be called when all that came over the connection has its place in the log, so
+    /// that what the client sends next comes after it.
+    pub(crate) fn leave(&self, key: &SessionKey, connection: u64, last: Last) {
+        let state = &mut *self.lock();
+        if state.homes.get(key).is_none_or(|home| home.connection != connection) {
+            return;
+        }
+        match last {
+            Last::Settled => state.settled.insert(key),
+            Last::Unsettled => state.settled.remove(key),
+            Last::Nothing => {}
+        }
+        if let Some(Home { next: Some(next), .. }) = state.homes.remove(key) {
+            let _gone = next.send(());
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SessionKey, Home>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a connection left its client, as far as repetitions go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// The client said goodbye, and everything it had sent was acknowledged.
+    Settled,
+    /// It may repeat what it has sent.
+    Unsettled,
+    /// It has sent nothing that it could repeat.
+    Nothing,
+}
+
+/// Clients that have nothing to repeat: what such a client marks as a repetition (DUP) was lost on its way the first
+/// time, and is no copy of an older message with the same packet id and payload.
+#[derive(Debug, Default)]
+struct Settled {
+    keys: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Settled {
+    /// The oldest are forgotten; then a repetition is judged by the log alone.
+    const MAX: usize = 1 << 17;
+
+    fn hash(key: &SessionKey) -> u64 {
+        foldhash::fast::FixedState::default().hash_one(key)
+    }
+
+    fn contains(&self, key: &SessionKey) -> bool {
+        self.keys.contains(&Self::hash(key))
+    }
+
+    fn insert(&mut self, key: &SessionKey) {
+        let hash = Self::hash(key);
+        if self.keys.insert(hash) {
+            self.order.push_back(hash);
+        }
+        if self.order.len() > Self::MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &SessionKey) {
+        // Its place in the order stays until its turn; it may then forget a newer entry, which is the safe side.
+        self.keys.remove(&Self::hash(key));
     }
 }

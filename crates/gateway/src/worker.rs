@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use dunlin_broker::Home;
 use dunlin_journal::{Journal, Topic};
 use dunlin_model::{Clock, EventKind, Slot};
 use ntex::channel::condition::Condition;
@@ -19,9 +20,11 @@ use crate::{
     append::Appender,
     config::Config,
     connection::{Connection, Connections},
+    delivery::Inbox,
     directory::{Admitted, Directory},
     logs::LogBudget,
     metrics::Books,
+    pubsub::PubSub,
     record::{self, Origin},
     sessions::{Order, Orders, Sessions},
     wire::Code,
@@ -36,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) books: Books,
     pub(crate) sessions: Sessions,
+    pub(crate) pubsub: Arc<PubSub>,
     pub(crate) workers: Mutex<BTreeMap<usize, Orders>>,
     pub(crate) connections: AtomicUsize,
     connection_ids: AtomicU64,
@@ -49,6 +53,7 @@ impl Shared {
     pub(crate) fn new(
         config: Config,
         journal: Arc<dyn Journal>,
+        pubsub: Arc<PubSub>,
         directory: Arc<dyn Directory>,
         clock: Clock,
         books: Books,
@@ -62,6 +67,7 @@ impl Shared {
             clock,
             books,
             sessions: Sessions::default(),
+            pubsub,
             workers: Mutex::default(),
             connections: AtomicUsize::new(0),
             connection_ids: AtomicU64::new(1),
@@ -89,6 +95,8 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) appender: Rc<Appender>,
     pub(crate) orders: Orders,
+    /// Where sessions say that there is something to be sent.
+    pub(crate) inbox: Arc<dyn Home>,
     pub(crate) connections: Connections,
     pub(crate) logs: Rc<LogBudget>,
     leaving: Cell<bool>,
@@ -98,10 +106,11 @@ pub(crate) struct Worker {
 impl Worker {
     /// To be called on the worker's own thread; its tasks live there.
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
-        let (orders, inbox) = mpsc::unbounded_channel();
+        let (orders, mailbox) = mpsc::unbounded_channel();
         let logs = Rc::new(LogBudget::new());
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
+            shared.pubsub.clone(),
             shared.clock.clone(),
             shared.config.time.clone(),
             (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
@@ -113,17 +122,20 @@ impl Worker {
             let number = workers.len();
             workers.insert(number, orders.clone());
         }
+        let inbox = Arc::new(Inbox::default());
         let worker = Rc::new(Self {
             shared,
             appender: appender.clone(),
             orders,
+            inbox: inbox.clone(),
             connections: Connections::default(),
             logs,
             leaving: Cell::new(false),
             emptied: Condition::new(),
         });
         ntex::rt::spawn(appender.run());
-        ntex::rt::spawn(worker.clone().obey(inbox));
+        ntex::rt::spawn(worker.clone().obey(mailbox));
+        ntex::rt::spawn(worker.clone().deliver_always(inbox));
         worker
     }
 
@@ -132,8 +144,8 @@ impl Worker {
         self.leaving.get()
     }
 
-    async fn obey(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        while let Some(order) = inbox.recv().await {
+    async fn obey(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Order>) {
+        while let Some(order) = mailbox.recv().await {
             match order {
                 Order::TakenOver { connection } => self.take_over(connection),
                 Order::Leave { left } => {

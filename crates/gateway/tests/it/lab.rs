@@ -159,6 +159,7 @@ pub(crate) struct Lab {
     pub(crate) journal: Arc<GatedJournal>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
+    _sessions: tempfile::TempDir,
 }
 
 impl Lab {
@@ -171,13 +172,22 @@ impl Lab {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut registry = Registry::default();
         let directory = Arc::new(Names(Mutex::new(0)));
-        let gateway =
-            Gateway::start(config, listener, journal.clone(), directory, clock(), &mut registry).unwrap();
+        let sessions = tempfile::tempdir().unwrap();
+        let gateway = Gateway::start(
+            config,
+            listener,
+            journal.clone(),
+            directory,
+            clock(),
+            sessions.path().into(),
+            &mut registry,
+        )
+        .unwrap();
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, http, registry }
+        Self { gateway, journal, http, registry, _sessions: sessions }
     }
 
     /// A panic costs its own connection; the metrics tell on it.

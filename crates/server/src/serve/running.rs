@@ -97,6 +97,7 @@ impl Running {
             journal.clone(),
             directory,
             clock.clone(),
+            config.data.join("sessions"),
             &mut metrics,
         )?;
         let platform = Arc::new(ServerPlatform {
