@@ -47,10 +47,15 @@ impl Properties {
         (self != Self::default()).then(|| Box::new(self))
     }
 
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let single = [&self.content_type, &self.response_topic].into_iter().flatten();
+        single.chain(self.user.iter().flat_map(|(name, value)| [name, value])).map(String::as_str)
+    }
+
     fn size_bytes(&self) -> usize {
-        let texts = [&self.content_type, &self.response_topic].into_iter().flatten().map(String::len);
-        let user = self.user.iter().map(|(name, value)| name.len() + value.len() + 48);
-        texts.chain(user).sum::<usize>() + self.correlation_data.as_ref().map_or(0, Vec::len)
+        const USER_OVERHEAD: usize = 48;
+        let texts: usize = self.texts().map(str::len).sum();
+        texts + self.user.len() * USER_OVERHEAD + self.correlation_data.as_ref().map_or(0, Vec::len)
     }
 }
 

@@ -20,9 +20,12 @@ pub struct Outbox {
     inflight: VecDeque<Inflight>,
     /// How many of `inflight` this connection has been sent.
     sent: usize,
-    /// Not sent yet.
+    /// Of QoS 1 and 2, not sent yet.
     waiting: VecDeque<Entry>,
+    /// Of QoS 0; they pass those that wait for an acknowledgement (MQTT 5, 4.9).
+    unreliable: VecDeque<Entry>,
     waiting_bytes: usize,
+    next_turn: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -34,6 +37,8 @@ pub(crate) struct Entry {
     pub(crate) restored: bool,
     /// Of QoS 1 and 2; 0 for the others.
     pub(crate) number: u64,
+    /// The order in which messages were queued, whatever their QoS.
+    pub(crate) turn: u64,
     pub(crate) subscription_ids: SmallVec<[u32; 1]>,
 }
 
@@ -95,22 +100,21 @@ impl Outbox {
             }
         };
         let bytes = message.size_bytes();
-        let full = |room: Room| {
-            self.waiting.len() >= room.messages || self.waiting_bytes.saturating_add(bytes) > room.bytes
-        };
+        let queued = self.waiting.len() + self.unreliable.len();
+        let full =
+            |room: Room| queued >= room.messages || self.waiting_bytes.saturating_add(bytes) > room.bytes;
         // One message always fits, whatever its size.
-        if !self.waiting.is_empty() && room.is_some_and(full) {
+        if queued > 0 && room.is_some_and(full) {
             return false;
         }
         self.waiting_bytes += bytes;
-        self.waiting.push_back(Entry {
-            message,
-            qos,
-            retain,
-            restored: room.is_none(),
-            number,
-            subscription_ids,
-        });
+        self.next_turn += 1;
+        let (restored, turn) = (room.is_none(), self.next_turn);
+        let entry = Entry { message, qos, retain, restored, number, turn, subscription_ids };
+        match qos {
+            Qos::AtMostOnce => self.unreliable.push_back(entry),
+            _ => self.waiting.push_back(entry),
+        }
         true
     }
 
@@ -120,24 +124,36 @@ impl Outbox {
         if self.sent < self.inflight.len() {
             return self.send_again(window);
         }
-        let front = self.waiting.front()?;
-        if front.qos != Qos::AtMostOnce && !front.message.is_expired(now) {
-            let oldest = self.inflight.front().map_or(front.number, |oldest| oldest.entry.number);
-            if self.inflight.len() >= window || front.number.abs_diff(oldest) >= PACKET_IDS {
-                return None;
+        let reliable = self.waiting.front().filter(|e| self.may_send(e, window, now)).map(|e| e.turn);
+        let unreliable = self.unreliable.front().map(|e| e.turn);
+        let queue = match (reliable, unreliable) {
+            (None, None) => return None,
+            (Some(reliable), unreliable) if unreliable.is_none_or(|turn| reliable < turn) => {
+                &mut self.waiting
             }
+            _ => &mut self.unreliable,
+        };
+        let entry = queue.pop_front()?;
+        if queue.is_empty() && queue.capacity() > CAPACITY_KEPT_MAX {
+            *queue = VecDeque::new();
         }
-        let entry = self.pop_waiting()?;
+        self.waiting_bytes -= entry.message.size_bytes();
         if entry.message.is_expired(now) {
             return Some(Outgoing::Expired(entry.number));
         }
-        let duplicate = entry.restored && entry.qos != Qos::AtMostOnce;
-        let delivery = entry.delivery(duplicate);
-        if entry.qos != Qos::AtMostOnce {
-            self.insert_inflight(entry, false);
-            self.sent += 1;
+        if entry.qos == Qos::AtMostOnce {
+            return Some(Outgoing::Publish(entry.delivery(false)));
         }
+        let delivery = entry.delivery(entry.restored);
+        self.insert_inflight(entry, false);
+        self.sent += 1;
         Some(Outgoing::Publish(delivery))
+    }
+
+    fn may_send(&self, entry: &Entry, window: usize, now: Timestamp) -> bool {
+        let oldest = self.inflight.front().map_or(entry.number, |oldest| oldest.entry.number);
+        let is_free = self.inflight.len() < window && entry.number.abs_diff(oldest) < PACKET_IDS;
+        is_free || entry.message.is_expired(now)
     }
 
     fn send_again(&mut self, window: usize) -> Option<Outgoing> {
@@ -150,15 +166,6 @@ impl Outbox {
             true => Outgoing::Release(packet_id(entry.number)),
             false => Outgoing::Publish(entry.delivery(true)),
         })
-    }
-
-    fn pop_waiting(&mut self) -> Option<Entry> {
-        let entry = self.waiting.pop_front()?;
-        self.waiting_bytes -= entry.message.size_bytes();
-        if self.waiting.is_empty() && self.waiting.capacity() > CAPACITY_KEPT_MAX {
-            self.waiting = VecDeque::new();
-        }
-        Some(entry)
     }
 
     /// PUBACK, PUBCOMP, or a PUBREC that refuses: the message is done with.
@@ -183,7 +190,7 @@ impl Outbox {
 
     /// Whether nothing waits to be sent or acknowledged.
     pub fn is_empty(&self) -> bool {
-        self.inflight.is_empty() && self.waiting.is_empty()
+        self.inflight.is_empty() && self.waiting.is_empty() && self.unreliable.is_empty()
     }
 
     fn remove_inflight(&mut self, place: usize) -> u64 {
@@ -236,14 +243,14 @@ impl Outbox {
 
     /// Messages of QoS 0 do not wait for a client that is away.
     pub(crate) fn forget_unreliable(&mut self) {
-        self.waiting.retain(|e| e.qos != Qos::AtMostOnce);
+        self.unreliable = VecDeque::new();
         self.waiting_bytes = self.waiting.iter().map(|e| e.message.size_bytes()).sum();
     }
 
     /// All that must come back after a restart: whether the client has it, and what it is.
     pub(crate) fn reliable(&self) -> impl Iterator<Item = (bool, &Entry)> {
         let inflight = self.inflight.iter().map(|i| (i.received, &i.entry));
-        inflight.chain(self.waiting.iter().filter(|e| e.number > 0).map(|e| (false, e)))
+        inflight.chain(self.waiting.iter().map(|e| (false, e)))
     }
 
     pub(crate) fn restore(next_number: u64, entries: impl IntoIterator<Item = (bool, Entry)>) -> Self {

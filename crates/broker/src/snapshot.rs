@@ -156,6 +156,7 @@ impl From<QueueState> for Entry {
             retain: state.retain,
             restored: true,
             number: state.number,
+            turn: 0,
             subscription_ids: state.subscription_ids.into(),
         }
     }

@@ -231,6 +231,11 @@ impl Connection {
         self.unreleased.borrow_mut().insert(packet_id)
     }
 
+    /// Whether the client has more messages under way than it may (MQTT 5, 4.9).
+    pub(crate) fn is_over_receive_maximum(&self) -> bool {
+        self.unreleased.borrow().len() > self.unanswered_max
+    }
+
     /// Forgets a QoS 2 packet id; false if it was unknown.
     pub(crate) fn release(&self, packet_id: NonZeroU16) -> bool {
         self.unreleased.borrow_mut().remove(&packet_id)

@@ -12,6 +12,7 @@ mod delivery; // from a session to its connection
 mod mqtt; // the path of an MQTT reading
 mod pubsub; // subscriptions and sessions, and their log
 mod sessions; // one connection per client id
+mod strict; // what the codec lets pass
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
 mod worker; // one thread's share of it all

@@ -114,29 +114,32 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str>
         Ok(None) | Err(ntex::util::Either::Right(_)) => return Err("gone"),
         Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
+    let turn_away = |wire: &Wire, why: Unwelcome, outcome: &'static str| {
+        let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
+        outcome
+    };
     let wire = Wire::new(version, CONNECT_BYTES_MAX);
     let connect = match io.recv(&wire).await {
         Ok(Some(Inbound::Connect(connect))) => connect,
         Ok(None) | Err(ntex::util::Either::Right(_)) => return Err("gone"),
+        Err(ntex::util::Either::Left(DecodeError::InvalidClientId)) => {
+            return Err(turn_away(&wire, Unwelcome::ClientId, "client_id"));
+        }
         Ok(Some(_)) | Err(ntex::util::Either::Left(_)) => return Err("malformed"),
-    };
-    let turn_away = |why: Unwelcome, outcome: &'static str| {
-        let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
-        outcome
     };
     let who = match admit(worker, &connect).await {
         Ok(who) => who,
-        Err((why, outcome)) => return Err(turn_away(why, outcome)),
+        Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
     };
     if worker.is_leaving() {
-        return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+        return Err(turn_away(&wire, Unwelcome::Unavailable, "leaving"));
     }
     let plan = match take_seat(worker, connect, who).await {
         Ok(plan) => plan,
-        Err((why, outcome)) => return Err(turn_away(why, outcome)),
+        Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
     };
     if worker.is_leaving() {
-        return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+        return Err(turn_away(&wire, Unwelcome::Unavailable, "leaving"));
     }
     Ok(enter(io, worker, wire, plan))
 }
@@ -485,6 +488,9 @@ impl Client {
         if filters.is_empty() {
             return connection.finish(Code::Protocol, "SUBSCRIBE without a filter");
         }
+        if filters.iter().any(|(filter, _)| filter.contains('\0')) {
+            return connection.finish(Code::Malformed, "a filter holds U+0000");
+        }
         if filters.iter().any(|(filter, s)| s.no_local && filter.starts_with("$share/")) {
             return connection.finish(Code::Protocol, "a shared subscription cannot be no-local");
         }
@@ -570,8 +576,8 @@ impl Client {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
-        if publish.subscription_ids {
-            return connection.finish(Code::Protocol, "a client does not send subscription identifiers");
+        if let Err((code, why)) = check_publish(topic, &publish) {
+            return connection.finish(code, why);
         }
         if publish.qos != QoS::AtMostOnce {
             connection.may_repeat.set(true);
@@ -588,6 +594,10 @@ impl Client {
                 connection.repeat(packet_id, publish.qos);
             }
             return;
+        }
+        if connection.is_over_receive_maximum() {
+            return connection
+                .finish(Code::ReceiveMaximum, "more messages of QoS 2 than the receive maximum");
         }
         let taken = match route {
             Route::Telemetry => self.telemetry(worker, &publish, &payload, None),
@@ -827,6 +837,28 @@ impl Client {
         aliases[place] = Some(publish.topic.as_str().into());
         Ok(None)
     }
+}
+
+/// What is wrong in a way that ends the connection.
+fn check_publish(topic: &str, publish: &Publish) -> Result<(), (Code, &'static str)> {
+    let is_wild = |topic: &str| topic.contains(['+', '#']);
+    if publish.subscription_ids {
+        return Err((Code::Protocol, "a client does not send subscription identifiers"));
+    }
+    if is_wild(topic) {
+        return Err((Code::TopicName, "a topic to publish to holds no + or #"));
+    }
+    if topic.contains('\0') {
+        return Err((Code::Malformed, "the topic holds U+0000"));
+    }
+    let Some(properties) = &publish.properties else { return Ok(()) };
+    if properties.response_topic.as_deref().is_some_and(is_wild) {
+        return Err((Code::Protocol, "a response topic holds no + or #"));
+    }
+    if properties.texts().any(|text| text.contains('\0')) {
+        return Err((Code::Malformed, "a property holds U+0000"));
+    }
+    Ok(())
 }
 
 impl From<Fault> for Refusal {

@@ -10,11 +10,16 @@ use ntex::{
 };
 use ntex_mqtt::{QoS, error::DecodeError, v3, v5};
 
+use crate::strict::{self, Checked};
+
 /// The protocol of one connection.
 pub(crate) struct Wire {
     codec: Codec,
     /// A publish whose payload is still on its way.
     begun: Cell<Option<Publish>>,
+    /// The codec is in the midst of a packet.
+    inside: Cell<bool>,
+    packet_bytes_max: Cell<u32>,
     client_packet_bytes_max: Cell<u32>,
 }
 
@@ -150,6 +155,7 @@ pub(crate) enum Code {
     ShuttingDown,
     KeepAlive,
     TakenOver,
+    ReceiveMaximum,
     /// This server is at fault.
     Panicked,
 }
@@ -169,7 +175,13 @@ impl Wire {
                 Codec::V5(Box::new(codec))
             }
         };
-        let wire = Self { codec, begun: Cell::new(None), client_packet_bytes_max: Cell::new(u32::MAX) };
+        let wire = Self {
+            codec,
+            begun: Cell::new(None),
+            inside: Cell::new(false),
+            packet_bytes_max: Cell::new(packet_bytes_max),
+            client_packet_bytes_max: Cell::new(u32::MAX),
+        };
         wire.set_packet_bytes_max(packet_bytes_max);
         wire
     }
@@ -182,6 +194,7 @@ impl Wire {
     }
 
     pub(crate) fn set_packet_bytes_max(&self, bytes: u32) {
+        self.packet_bytes_max.set(bytes);
         match &self.codec {
             Codec::V3(codec) => codec.set_max_size(bytes),
             Codec::V5(codec) => codec.set_max_inbound_size(bytes),
@@ -501,6 +514,7 @@ impl Code {
             Self::ShuttingDown => "server_shutting_down",
             Self::KeepAlive => "keep_alive_timeout",
             Self::TakenOver => "session_taken_over",
+            Self::ReceiveMaximum => "receive_maximum_exceeded",
             Self::Panicked => "panicked",
         }
     }
@@ -531,6 +545,7 @@ impl Code {
             Self::ShuttingDown => R::ServerShuttingDown,
             Self::KeepAlive => R::KeepAliveTimeout,
             Self::TakenOver => R::SessionTakenOver,
+            Self::ReceiveMaximum => R::ReceiveMaximumExceeded,
             Self::Panicked => R::ImplementationSpecificError,
         }
     }
@@ -542,10 +557,19 @@ impl Decoder for Wire {
 
     fn decode(&self, src: &mut BytesMut) -> Result<Option<Inbound>, DecodeError> {
         loop {
+            if !self.inside.get()
+                && strict::check(src, self.version(), self.packet_bytes_max.get())? == Checked::NeedsMore
+            {
+                return Ok(None);
+            }
+            self.inside.set(true);
             let step = match &self.codec {
                 Codec::V3(codec) => codec.decode(src)?.map(Step::from),
                 Codec::V5(codec) => codec.decode(src)?.map(Step::from),
             };
+            if matches!(step, Some(Step::Whole(_) | Step::Rest(_, true))) {
+                self.inside.set(false);
+            }
             match step {
                 None => return Ok(None),
                 Some(Step::Whole(inbound)) => return Ok(Some(inbound)),
@@ -659,7 +683,7 @@ impl From<v5::codec::Decoded> for Step {
                     user_name: c.username,
                     clean: c.clean_start,
                     keepalive_seconds: c.keep_alive,
-                    auth_method: c.auth_method.is_some(),
+                    auth_method: c.auth_method.is_some() || c.auth_data.is_some(),
                     packet_bytes_max: c.max_packet_size.map(Into::into),
                     expiry_seconds: Some(c.session_expiry_interval_secs),
                     receive_max: c.receive_max.map_or(u16::MAX, Into::into),
