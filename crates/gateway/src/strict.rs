@@ -25,7 +25,7 @@ pub(crate) fn check(src: &[u8], version: Version, bytes_max: u32) -> Result<Chec
     }
     let whole = rest.get(..length);
     match (first >> 4, whole) {
-        (PUBLISH, _) => publish(first, length, rest),
+        (PUBLISH, _) => publish(first, length, rest, version),
         (CONNECT | SUBSCRIBE, None) => Ok(Checked::NeedsMore),
         (CONNECT, Some(body)) => connect(body, version).ok_or(DecodeError::MalformedPacket),
         (SUBSCRIBE, Some(body)) => subscribe(body, version).ok_or(DecodeError::MalformedPacket),
@@ -33,14 +33,24 @@ pub(crate) fn check(src: &[u8], version: Version, bytes_max: u32) -> Result<Chec
     }
 }
 
-/// The topic and the packet id stand within the packet.
-fn publish(first: u8, length: usize, rest: &[u8]) -> Result<Checked, DecodeError> {
+/// The topic, the packet id and the properties stand within the packet.
+fn publish(first: u8, length: usize, rest: &[u8], version: Version) -> Result<Checked, DecodeError> {
+    let within = |needed: usize| if needed > length { Err(DecodeError::InvalidLength) } else { Ok(needed) };
     let Some(topic_length) = rest.first_chunk::<2>() else {
-        return if length < 2 { Err(DecodeError::InvalidLength) } else { Ok(Checked::NeedsMore) };
+        return within(2).map(|_| Checked::NeedsMore);
     };
     let packet_id = if first & 0b0110 == 0 { 0 } else { 2 };
-    let needed = 2 + usize::from(u16::from_be_bytes(*topic_length)) + packet_id;
-    if needed > length { Err(DecodeError::InvalidLength) } else { Ok(Checked::Good) }
+    let head = within(2 + usize::from(u16::from_be_bytes(*topic_length)) + packet_id)?;
+    if version == Version::V3 {
+        return Ok(Checked::Good);
+    }
+    let after_head = rest.get(head..length.min(rest.len())).unwrap_or_default();
+    match variable_length(after_head)? {
+        Some((properties, after)) => {
+            within(head + (after_head.len() - after.len()) + properties).map(|_| Checked::Good)
+        }
+        None => within(head + after_head.len() + 1).map(|_| Checked::NeedsMore),
+    }
 }
 
 /// The flags and the fields agree, and nothing stands behind the last one (MQTT 3.1.1 and 5, 3.1.2 and 3.1.3).

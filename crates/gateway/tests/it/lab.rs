@@ -159,7 +159,7 @@ pub(crate) struct Lab {
     pub(crate) journal: Arc<GatedJournal>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
-    _sessions: tempfile::TempDir,
+    pub(crate) sessions: tempfile::TempDir,
 }
 
 impl Lab {
@@ -187,7 +187,7 @@ impl Lab {
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, http, registry, _sessions: sessions }
+        Self { gateway, journal, http, registry, sessions }
     }
 
     /// A panic costs its own connection; the metrics tell on it.
