@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use crate::{
     Account, Limits, RuleSet, checkpoint,
     consumer::{Backoff, Every, Stop, Worker},
-    engine::{Engine, Fate, State},
+    engine::{Broken, Engine, Fate, State},
 };
 
 /// Records behind at which the rules go on at once; fewer gather first.
@@ -122,6 +122,14 @@ impl PipelineView {
         status
     }
 
+    /// Why partitions do not move, of those that do not.
+    pub fn stalled(&self) -> Vec<String> {
+        let of = |(index, shown): (usize, &Shown)| {
+            lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
+        };
+        self.0.iter().enumerate().filter_map(of).collect()
+    }
+
     /// How far the rules are in a partition.
     pub fn position(&self, partition: u16) -> Option<Offset> {
         self.0.get(usize::from(partition)).map(|shown| lock(shown).position)
@@ -158,10 +166,14 @@ impl Pipeline {
                 position: Offset::ZERO,
                 saved: None,
             };
-            let worker =
-                Worker::spawn(format!("rules-{index}"), config.nice, |stop| worker.run(stop)).map_err(
-                    |source| StartError::Thread { what: format!("rules on partition {index}"), source },
-                )?;
+            let told = shown.clone();
+            let worker = Worker::spawn(
+                format!("rules-{index}"),
+                config.nice,
+                move |stop| worker.clone().run(stop),
+                move |reason| lock(&told).stalled = Some(reason),
+            )
+            .map_err(|source| StartError::Thread { what: format!("rules on partition {index}"), source })?;
             pipeline.workers.push(worker);
             pipeline.shown.push(shown);
         }
@@ -187,7 +199,8 @@ impl Pipeline {
     }
 }
 
-/// One partition.
+/// One partition. Begun anew, it knows nothing but its checkpoint.
+#[derive(Clone)]
 struct Rules {
     at: Partition,
     file: PathBuf,
@@ -286,7 +299,9 @@ impl Rules {
         };
         self.prime(&mut engine, extent.oldest, stop).await?;
         self.say(out, stop).await?;
-        self.show(&engine, None);
+        // What stopped the last run is over once this one has got through a stretch.
+        let stalled = lock(&self.shown).stalled.clone();
+        self.show(&engine, stalled);
         Ok(engine)
     }
 
@@ -347,6 +362,7 @@ impl Rules {
             }
         }
         self.say(out, stop.clone()).await?;
+        self.tell_broken(engine);
         if !broken.is_empty() {
             tracing::error!(partition = %self.at, records = broken.len(), "rules broke on records; moved to `rejected`");
             self.append(Partition::new(Topic::Rejected, 0), broken, stop.clone()).await?;
@@ -361,7 +377,16 @@ impl Rules {
     async fn tick(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
         let mut out = Vec::new();
         engine.tick(self.clock.now() - TICK_MARGIN, &mut out);
+        self.tell_broken(engine);
         self.say(out, stop.clone()).await
+    }
+
+    /// There is no record to lay aside for them: it broke on what silence brings about.
+    fn tell_broken(&self, engine: &mut Engine) {
+        for Broken { tenant, device } in engine.take_broken() {
+            self.metrics.broken.inc();
+            tracing::error!(partition = %self.at, %tenant, %device, "a rule broke on a silent device; the device starts afresh");
+        }
     }
 
     async fn change_rules(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,7 +29,16 @@ pub type RejectedCounts = BTreeMap<(String, RejectReason), u64>;
 #[derive(Debug)]
 pub struct RejectedCounter {
     worker: Worker,
-    shown: Arc<Mutex<RejectedCounts>>,
+    shown: Shown,
+}
+
+type Shown = Arc<Mutex<Status>>;
+
+#[derive(Debug, Default)]
+struct Status {
+    counts: RejectedCounts,
+    /// Why nothing is counted, if nothing is.
+    stalled: Option<String>,
 }
 
 impl RejectedCounter {
@@ -37,7 +46,7 @@ impl RejectedCounter {
     pub fn start(journal: Arc<dyn Journal>, dir: &Path) -> Result<Self, StartError> {
         let dir = dir.join("pipeline");
         fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
-        let shown = Arc::default();
+        let shown = Shown::default();
         let counter = Counter {
             journal,
             at: Partition::new(Topic::Rejected, 0),
@@ -47,8 +56,14 @@ impl RejectedCounter {
             counts: RejectedCounts::new(),
             shown: Arc::clone(&shown),
         };
-        let worker = Worker::spawn("rejected".into(), 5, |stop| counter.run(stop))
-            .map_err(|source| StartError::Thread { what: "the count of refused messages".into(), source })?;
+        let told = shown.clone();
+        let work = move |stop| counter.clone().run(stop);
+        let worker =
+            Worker::spawn("rejected".into(), 5, work, move |reason| lock(&told).stalled = Some(reason))
+                .map_err(|source| StartError::Thread {
+                    what: "the count of refused messages".into(),
+                    source,
+                })?;
         Ok(Self { worker, shown })
     }
 
@@ -64,14 +79,20 @@ impl RejectedCounter {
 
 /// Shows the counts, also while somebody else stops the counter.
 #[derive(Debug, Clone)]
-pub struct RejectedView(Arc<Mutex<RejectedCounts>>);
+pub struct RejectedView(Shown);
 
 impl RejectedView {
     pub fn counts(&self) -> RejectedCounts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).counts.clone()
+    }
+
+    /// Why nothing is counted, if nothing is.
+    pub fn stalled(&self) -> Option<String> {
+        lock(&self.0).stalled.clone()
     }
 }
 
+#[derive(Clone)]
 struct Counter {
     journal: Arc<dyn Journal>,
     at: Partition,
@@ -79,7 +100,7 @@ struct Counter {
     position: Offset,
     saved: Option<Offset>,
     counts: RejectedCounts,
-    shown: Arc<Mutex<RejectedCounts>>,
+    shown: Shown,
 }
 
 impl Counter {
@@ -93,6 +114,7 @@ impl Counter {
             progress.mark_unchanged();
             match self.journal.read(self.at, self.position, CHUNK_BYTES).await {
                 Ok(entries) if entries.is_empty() => {
+                    lock(&self.shown).stalled = None;
                     if save_due.is_due() || last_round {
                         self.save().await;
                     }
@@ -113,6 +135,7 @@ impl Counter {
                 Err(ReadError::Gone { oldest, .. }) => self.position = oldest,
                 Err(error) => {
                     let pause = backoff.next();
+                    lock(&self.shown).stalled = Some(chain(&error));
                     tracing::error!(partition = %self.at, error = chain(&error), ?pause, "refused messages cannot be counted");
                     if last_round {
                         return self.save().await;
@@ -157,7 +180,7 @@ impl Counter {
     }
 
     fn show(&self) {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.counts);
+        lock(&self.shown).counts.clone_from(&self.counts);
     }
 
     async fn save(&mut self) {
@@ -172,4 +195,8 @@ impl Counter {
             tracing::warn!(partition = %self.at, error = chain(&error), "position not committed");
         }
     }
+}
+
+fn lock(shown: &Mutex<Status>) -> MutexGuard<'_, Status> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,17 @@ use crate::{Counts, Gather, Latest, Outcome, Query, QueryError, Series, StoreErr
 
 /// What a memory store has flushed; outlives it, as a disk does.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<State>>);
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl MemoryDisk {
+    /// From now on every flush fails for this reason, or none does.
+    pub fn fail(&self, reason: Option<&str>) {
+        *lock(&self.trouble) = reason.map(str::to_owned);
+    }
+}
 
 /// The contract as plainly as it can be said: every row in one list. For tests and tools.
 #[derive(Debug)]
@@ -43,7 +53,7 @@ struct Row {
 impl MemoryTsdb {
     /// A store with the rows that `disk` has.
     pub fn open(disk: MemoryDisk, retention: Option<Duration>, clock: Clock) -> Self {
-        let state = lock(&disk.0).clone();
+        let state = lock(&disk.state).clone();
         Self { state: Mutex::new(state), disk, retention, clock }
     }
 }
@@ -67,16 +77,22 @@ impl Tsdb for MemoryTsdb {
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        *lock(&self.disk.0) = lock(&self.state).clone();
-        future::ready(Ok(())).boxed()
+        let flushed = match self.stalled() {
+            Some(reason) => Err(StoreError::Engine { reason }),
+            None => {
+                *lock(&self.disk.state) = lock(&self.state).clone();
+                Ok(())
+            }
+        };
+        future::ready(flushed).boxed()
     }
 
     fn stalled(&self) -> Option<String> {
-        None
+        lock(&self.disk.trouble).clone()
     }
 
     fn durable_positions(&self) -> Vec<(Partition, Offset)> {
-        let mut positions: Vec<_> = lock(&self.disk.0).positions.iter().map(|(p, o)| (*p, *o)).collect();
+        let mut positions: Vec<_> = lock(&self.disk.state).positions.iter().map(|(p, o)| (*p, *o)).collect();
         positions.sort();
         positions
     }

@@ -363,6 +363,26 @@ fn what_breaks_on_a_record_costs_its_device_only() {
     assert_eq!(engine.evaluate(&record(&story[2]), Offset(3), &mut out), Fate::Evaluated);
 }
 
+#[test]
+fn a_rule_that_breaks_on_a_silent_device_costs_that_device_alone() {
+    let rules = rules("avg(temperature) over 1m > 80");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    let story = told("a: 0s 90 | b: 0s 90");
+    engine.evaluate(&record(&story[0]), Offset(0), &mut out);
+    engine.evaluate(&record(&story[1]), Offset(1), &mut out);
+    let slot = engine.find("default", "a", device_hash("default", "a")).unwrap();
+    engine.devices[slot as usize].as_mut().unwrap().cells[0].rule = 77;
+
+    engine.tick(at(200.0), &mut out);
+    let fired: Vec<_> = out.iter().map(|t| (t.device.as_str(), t.phase)).collect();
+    assert_eq!(fired, [("b", AlertPhase::Firing)]);
+    let broken = Broken { tenant: "default".into(), device: "a".into() };
+    assert_eq!((engine.take_broken(), engine.take_broken()), (vec![broken], vec![]));
+    let again = &told("a: 210s 90")[0];
+    assert_eq!(engine.evaluate(&record(again), Offset(2), &mut out), Fate::Evaluated);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
     #[test]

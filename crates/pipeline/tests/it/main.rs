@@ -1,5 +1,6 @@
 //! The consumers over a memory journal and a memory store.
 
+mod breaking; // a journal on which consumers break
 mod labelled; // the shipped rule over a real machine's failures
 mod rejected;
 mod rules;

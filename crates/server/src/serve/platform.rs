@@ -71,7 +71,9 @@ impl Platform for ServerPlatform {
             Health::Closed => Some("journal: closed".to_owned()),
         };
         let store = self.store.status().stalled.map(|reason| format!("store: {reason}"));
-        match [journal, store].into_iter().flatten().collect::<Vec<_>>() {
+        let rejected = self.rejected.stalled().map(|reason| format!("count of rejected: {reason}"));
+        let rules = self.rules.stalled().into_iter().map(|reason| format!("rules: {reason}"));
+        match [journal, store, rejected].into_iter().flatten().chain(rules).collect::<Vec<_>>() {
             reasons if reasons.is_empty() => Readiness::Ready,
             reasons => Readiness::NotReady(reasons),
         }
