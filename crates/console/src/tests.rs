@@ -104,7 +104,7 @@ impl Api {
         let routes = routes(Console {
             config,
             registry,
-            tsdb: Arc::new(MemoryTsdb::open(Default::default(), None, clock)),
+            tsdb: Arc::new(MemoryTsdb::open(Default::default(), None)),
             sql: Arc::new(CannedSql),
             platform: Arc::new(QuietPlatform),
         });

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     Compacted, Config, compact, engine::Engine, flush, manifest::Manifest, metrics::Metrics, seek::Seek,
-    state::State,
+    state::{Retention, State},
 };
 
 /// The embedded store. Dropped without `close`, it comes back as its last flush left it.
@@ -240,11 +240,13 @@ impl Sql for ParquetTsdb {
 
 impl Inner {
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
-        let oldest = self.oldest(self.clock.now());
+        // As of when the record came, which the journal says: a replay decides as the first run did, and a clock that
+        // runs ahead by now takes nothing from what came before.
+        let retention = Retention(self.config.retention_seconds.map(Duration::from_secs));
         let _one_at_a_time = lock(&self.writing);
         let (mut state, found) = loop {
             let mut state = self.with_room()?;
-            let mut late = state.find_late(&write, oldest)?;
+            let mut late = state.find_late(&write, retention)?;
             if late.needs_files() {
                 // Queries and the flush go on while files are read.
                 drop(state);
@@ -256,7 +258,7 @@ impl Inner {
             }
             break (state, late.into_found());
         };
-        let outcomes = state.store(&write, oldest, &found, self.config.latest_devices_max)?;
+        let outcomes = state.store(&write, retention, &found, self.config.latest_devices_max)?;
         let bytes = state.bytes;
         drop(state);
         self.metrics.wrote(&outcomes);

@@ -5,7 +5,7 @@ use std::{
 };
 
 use dunlin_journal::{Offset, Partition};
-use dunlin_model::{Clock, Record, TenantId, TimeSource, Timestamp, Value, ValueRef};
+use dunlin_model::{Record, TenantId, TimeSource, Timestamp, Value, ValueRef};
 use futures::future::{self, BoxFuture, FutureExt};
 
 use crate::{Counts, Gather, Latest, Outcome, Query, QueryError, Series, StoreError, Tsdb, Write};
@@ -30,7 +30,6 @@ pub struct MemoryTsdb {
     state: Mutex<State>,
     disk: MemoryDisk,
     retention: Option<Duration>,
-    clock: Clock,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -52,9 +51,9 @@ struct Row {
 
 impl MemoryTsdb {
     /// A store with the rows that `disk` has.
-    pub fn open(disk: MemoryDisk, retention: Option<Duration>, clock: Clock) -> Self {
+    pub fn open(disk: MemoryDisk, retention: Option<Duration>) -> Self {
         let state = lock(&disk.state).clone();
-        Self { state: Mutex::new(state), disk, retention, clock }
+        Self { state: Mutex::new(state), disk, retention }
     }
 }
 
@@ -64,10 +63,9 @@ impl Tsdb for MemoryTsdb {
     }
 
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
-        let oldest = self.retention.map(|retention| self.clock.now() - retention);
         let mut state = lock(&self.state);
         let outcomes = write.records.iter().map(|stored| {
-            let outcome = state.judge(&stored.record, stored.known_duplicate, oldest);
+            let outcome = state.judge(&stored.record, stored.known_duplicate, self.retention);
             state.count(&stored.record, outcome);
             outcome
         });
@@ -148,8 +146,8 @@ impl Tsdb for MemoryTsdb {
 }
 
 impl State {
-    fn judge(&mut self, record: &Record<'_>, known_duplicate: bool, oldest: Option<Timestamp>) -> Outcome {
-        if oldest.is_some_and(|oldest| record.time < oldest) {
+    fn judge(&mut self, record: &Record<'_>, known_duplicate: bool, kept: Option<Duration>) -> Outcome {
+        if kept.is_some_and(|kept| record.time < record.received_at - kept) {
             return Outcome::Expired;
         }
         if known_duplicate {

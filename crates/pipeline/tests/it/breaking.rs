@@ -87,7 +87,7 @@ const SAID: &str = "panicked: a bug of the reader";
 #[tokio::test]
 async fn a_store_writer_that_breaks_says_so_and_goes_on_where_it_was() {
     let (memory, disk) = (journal(), MemoryDisk::default());
-    let tsdb = Arc::new(MemoryTsdb::open(disk, None, still()));
+    let tsdb = Arc::new(MemoryTsdb::open(disk, None));
     let breaking = Breaking::times(&memory, 0);
     let config = StoreConfig { gather_millis: 1, ..StoreConfig::default() };
     let writer =
@@ -151,7 +151,7 @@ async fn a_count_of_refused_messages_that_breaks_counts_each_once() {
 #[tokio::test]
 async fn a_store_that_cannot_make_its_rows_durable_shows_it() {
     let (memory, disk) = (journal(), MemoryDisk::default());
-    let tsdb = Arc::new(MemoryTsdb::open(disk.clone(), None, still()));
+    let tsdb = Arc::new(MemoryTsdb::open(disk.clone(), None));
     let config = StoreConfig { gather_millis: 1, ..StoreConfig::default() };
     let writer = StoreWriter::start(config, memory, tsdb.clone(), still(), &mut Registry::default()).unwrap();
     disk.fail(Some("flush failed: no space left on device"));

@@ -11,7 +11,7 @@ fn start(journal: &Arc<MemoryJournal>, tsdb: &Arc<MemoryTsdb>) -> StoreWriter {
 }
 
 fn store(disk: &MemoryDisk) -> Arc<MemoryTsdb> {
-    Arc::new(MemoryTsdb::open(disk.clone(), None, still()))
+    Arc::new(MemoryTsdb::open(disk.clone(), None))
 }
 
 #[tokio::test]
