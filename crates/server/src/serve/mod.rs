@@ -47,6 +47,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hang_up.recv() => running.reload_rules(&rules),
+            reason = running.broken() => return Err(running.abandon(reason)),
         }
     }
     tracing::info!("stopping");

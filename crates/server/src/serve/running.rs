@@ -136,6 +136,21 @@ impl Running {
         }
     }
 
+    /// Comes back, with the reason, when a part broke that cannot be begun anew beside the others.
+    pub(crate) async fn broken(&self) -> String {
+        tokio::select! {
+            reason = self.stores.journal.broken() => format!("journal: {reason}"),
+            reason = self.stores.tsdb.broken() => format!("store: {reason}"),
+        }
+    }
+
+    /// Leaves everything as it is, as a power cut would: what a broken part knows must not be written, and what was
+    /// acknowledged is in the journal.
+    pub(crate) fn abandon(self, reason: String) -> Failure {
+        std::mem::forget(self);
+        Failure::Broken(format!("{reason}; the next start goes on from what is on disk"))
+    }
+
     /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.
     /// What fails or hangs on the way does not keep the rest from its turn.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
