@@ -24,6 +24,7 @@ use smallvec::SmallVec;
 
 use crate::{
     account::{Class, TenantAccount},
+    arrivals::{Arrivals, Arriving},
     connection::Connection,
     decode::Fault,
     logs::LogBudget,
@@ -47,6 +48,7 @@ pub(crate) struct Appender {
     clock: Clock,
     policy: TimePolicy,
     metrics: Arc<Metrics>,
+    arrivals: Arrivals,
     logs: Rc<LogBudget>,
     lanes: RefCell<Box<[LaneState]>>,
     arena: RefCell<Bump>,
@@ -72,6 +74,8 @@ struct Open {
     batch: Batch,
     waiting: Vec<Waiting>,
     tallies: SmallVec<[Tally; 2]>,
+    /// Of telemetry, from its first record on.
+    arriving: Option<Arriving>,
 }
 
 /// An append that the journal has not answered yet.
@@ -81,6 +85,7 @@ struct UnderWay {
     bytes: usize,
     waiting: Vec<Waiting>,
     tallies: SmallVec<[Tally; 2]>,
+    arriving: Option<Arriving>,
 }
 
 /// `count` entries of a connection's queue, from number `first` on.
@@ -106,6 +111,7 @@ impl Appender {
         policy: TimePolicy,
         inflight_bytes_max: usize,
         metrics: Arc<Metrics>,
+        arrivals: Arrivals,
         logs: Rc<LogBudget>,
     ) -> Self {
         let lanes = TOPICS
@@ -118,6 +124,7 @@ impl Appender {
             clock,
             policy,
             metrics,
+            arrivals,
             logs,
             lanes: RefCell::new(lanes),
             arena: RefCell::new(Bump::new()),
@@ -197,6 +204,9 @@ impl Appender {
         waits: Option<(&Rc<Connection>, u32)>,
     ) {
         let open = &mut lane.open;
+        if lane.at.topic == Topic::Telemetry && open.arriving.is_none() && open.batch.size_bytes() > 0 {
+            open.arriving = Some(self.arrivals.begin(self.now()));
+        }
         if let Some((account, class)) = counted {
             open.tally(account, class, records);
         }
@@ -256,14 +266,14 @@ impl Appender {
                 lane.appends += 1;
                 let at = lane.at;
                 let appender = self.clone();
-                let Open { batch, waiting, tallies } = open;
+                let Open { batch, waiting, tallies, arriving } = open;
                 let bytes = batch.size_bytes();
                 for tally in &tallies {
                     tally.account.received(tally.records);
                 }
                 // The order of these calls is the order in the log; only the answers are awaited elsewhere.
                 let appending = self.journal.append(at, batch);
-                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies };
+                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies, arriving };
                 ntex::rt::spawn(async move { appender.answer(under_way, appending).await });
             }
         }
@@ -274,9 +284,10 @@ impl Appender {
         under_way: UnderWay,
         appending: BoxFuture<'static, Result<Appended, AppendError>>,
     ) {
-        let UnderWay { lane, at, bytes, waiting, tallies } = under_way;
+        let UnderWay { lane, at, bytes, waiting, tallies, arriving } = under_way;
         let began = Instant::now();
         let outcome = appending.await.map(drop);
+        drop(arriving);
         self.metrics.append_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics.payload_bytes.inc_by(bytes as u64);
         if let Err(error) = &outcome

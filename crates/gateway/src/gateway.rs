@@ -8,7 +8,7 @@ use std::{
 };
 
 use dunlin_journal::Journal;
-use dunlin_model::{Clock, TenantId};
+use dunlin_model::{Clock, TenantId, Timestamp};
 use ntex::{
     io::IoConfig,
     server::Server,
@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     account::{Account, Accounts},
+    arrivals::Arrivals,
     config::{Config, InvalidConfig},
     directory::Directory,
     http,
@@ -55,6 +56,12 @@ impl GatewayView {
         self.0.accounts.snapshot()
     }
 
+    /// When the oldest telemetry was received that the journal has not answered for: all that was received before is
+    /// in the journal, or never will be.
+    pub fn oldest_under_way(&self) -> Option<Timestamp> {
+        self.0.arrivals.oldest()
+    }
+
     /// MQTT connections that are open.
     pub fn connections(&self) -> u64 {
         self.0.metrics.connections.get().max(0) as u64
@@ -87,7 +94,8 @@ impl Gateway {
         config.check()?;
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let accounts = Accounts::default();
-        let books = Books { metrics: Arc::new(Metrics::new(registry, &accounts)), accounts };
+        let metrics = Arc::new(Metrics::new(registry, &accounts));
+        let books = Books { accounts, arrivals: Arrivals::default(), metrics };
         let shared = Arc::new(Shared::new(config, journal, directory, clock, books));
 
         let (started, starting) = mpsc::channel();

@@ -28,6 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     account::{Class, TenantAccount},
     append::BATCH_BYTES_TARGET,
+    arrivals::Arriving,
     decode::Fault,
     directory::{Admitted, Denied},
     line_protocol::{Line, Precision, Reader},
@@ -181,6 +182,8 @@ struct Door {
     who: Admitted,
     account: Arc<TenantAccount>,
     received_at: Timestamp,
+    /// Held like `room`.
+    arriving: Arc<Arriving>,
     /// Held until all that the request brought is durable or refused.
     room: Arc<OwnedSemaphorePermit>,
 }
@@ -223,7 +226,8 @@ impl FromRequestParts<Arc<Shared>> for Door {
             .map_err(|_| Problem::unavailable("too many requests are under way"))?;
         let account = shared.books.accounts.of(&who.tenant);
         let (shared, received_at) = (shared.clone(), shared.clock.now());
-        Ok(Self { shared, who, account, received_at, room: Arc::new(room) })
+        let arriving = Arc::new(shared.books.arrivals.begin(received_at));
+        Ok(Self { shared, who, account, received_at, arriving, room: Arc::new(room) })
     }
 }
 
@@ -422,7 +426,13 @@ impl Door {
     /// Until all of it is durable. The appends go on if the client leaves, so that the account stays true.
     async fn append(&self, parts: Vec<Part>) -> Result<(), Problem> {
         let appends = parts.into_iter().filter(|part| !part.batch.is_empty()).map(|part| {
-            let append = append(self.shared.clone(), self.account.clone(), part, self.room.clone());
+            let append = append(
+                self.shared.clone(),
+                self.account.clone(),
+                part,
+                self.room.clone(),
+                self.arriving.clone(),
+            );
             async { tokio::spawn(append).await.unwrap_or(Err(AppendError::Closed)) }
         });
         for outcome in futures::future::join_all(appends).await {
@@ -440,6 +450,7 @@ async fn append(
     account: Arc<TenantAccount>,
     part: Part,
     _room: Arc<OwnedSemaphorePermit>,
+    _arriving: Arc<Arriving>,
 ) -> Result<(), AppendError> {
     let Part { at, batch, class } = part;
     let records = u64::from(batch.len());

@@ -22,6 +22,7 @@ mod decode; // JSON to readings
 mod record; // readings to what the journal carries
 
 mod account; // what became of every record
+mod arrivals; // since when something is under way
 mod logs;
 mod metrics;
 

@@ -106,6 +106,7 @@ impl Worker {
             shared.config.time.clone(),
             (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
             shared.books.metrics.clone(),
+            shared.books.arrivals.clone(),
             logs.clone(),
         ));
         {

@@ -172,9 +172,13 @@ impl Engine {
         fate
     }
 
-    /// What the passing of time alone brings about. `now` must not be ahead of any record still to come.
-    pub fn tick(&mut self, now: Timestamp, out: &mut Vec<AlertTransition>) {
-        self.follow_clock(now);
+    /// What the passing of time alone brings about, up to `settled`: no record still to come is older. `now` is the
+    /// server's clock, of which it may be far behind.
+    pub fn tick(&mut self, now: Timestamp, settled: Timestamp, out: &mut Vec<AlertTransition>) {
+        let settled = settled.min(now);
+        if settled > self.newest_received || now + CLOCK_UNEVENNESS_MAX < self.newest_received {
+            self.newest_received = settled;
+        }
         self.run_due(out);
     }
 

@@ -7,7 +7,7 @@ mod metrics;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,7 +15,7 @@ use std::{
 
 use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{
-    AlertTransition, Clock, Record, RejectReason, Rejected,
+    AlertTransition, Clock, Record, RejectReason, Rejected, Timestamp,
     avro::{self, Datum},
     chain,
     limits::REJECTED_BYTES_MAX,
@@ -35,7 +35,7 @@ use crate::{
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
 const CONSUMER: &str = "pipeline";
-/// How far a tick stays behind the clock: a record on its way into the journal must not be older than it.
+/// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
 const TICK_MARGIN: Duration = Duration::from_secs(2);
 const TICK_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,13 @@ impl Default for Config {
             nice: 5,
         }
     }
+}
+
+/// Tells what is on its way into the journal, so that time does not pass before it is there.
+pub trait Inflow: fmt::Debug + Send + Sync + 'static {
+    /// When the oldest telemetry was received that is not in the journal yet and may still come; `None` if there is
+    /// none.
+    fn oldest_under_way(&self) -> Option<Timestamp>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +148,7 @@ impl Pipeline {
     pub fn start(
         config: Config,
         journal: Arc<dyn Journal>,
+        inflow: Arc<dyn Inflow>,
         rules: RuleSet,
         dir: &Path,
         clock: Clock,
@@ -159,6 +167,7 @@ impl Pipeline {
                 checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
                 config: config.clone(),
                 journal: journal.clone(),
+                inflow: inflow.clone(),
                 in_force: in_force.clone(),
                 clock: clock.clone(),
                 metrics: metrics.clone(),
@@ -206,6 +215,7 @@ struct Rules {
     file: PathBuf,
     config: Config,
     journal: Arc<dyn Journal>,
+    inflow: Arc<dyn Inflow>,
     in_force: watch::Receiver<RuleSet>,
     clock: Clock,
     metrics: Metrics,
@@ -239,7 +249,7 @@ impl Rules {
                 Ok(entries) => {
                     backoff = Backoff::default();
                     self.evaluate(&mut engine, &entries, stop).await?;
-                    if tick_due.is_due() && self.is_at_end() {
+                    if tick_due.is_due() {
                         self.tick(&mut engine, stop).await?;
                     }
                     self.show(&engine, None);
@@ -374,9 +384,18 @@ impl Rules {
         Ok(())
     }
 
+    /// Lets time pass up to what is settled: however long a record takes into the journal, it finds the windows open
+    /// that it finds open in a replay.
     async fn tick(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
+        // In this order: what was received before `now` and is not under way any more stands in the journal by the
+        // time its end is looked at.
+        let now = self.clock.now();
+        let settled = self.inflow.oldest_under_way().unwrap_or(now).min(now) - TICK_MARGIN;
+        if !self.is_at_end() {
+            return Ok(());
+        }
         let mut out = Vec::new();
-        engine.tick(self.clock.now() - TICK_MARGIN, &mut out);
+        engine.tick(now, settled, &mut out);
         self.tell_broken(engine);
         self.say(out, stop.clone()).await
     }

@@ -114,9 +114,16 @@ async fn rules_that_break_say_so_and_repeat_nothing() {
     let rules = RuleSet::parse(text, "hot.toml").unwrap();
     let breaking = Breaking::times(&memory, ALWAYS);
     let config = Config { gather_millis: 1, ..Config::default() };
-    let pipeline =
-        Pipeline::start(config, breaking.clone(), rules, dir.path(), still(), &mut Registry::default())
-            .unwrap();
+    let pipeline = Pipeline::start(
+        config,
+        breaking.clone(),
+        nothing(),
+        rules,
+        dir.path(),
+        still(),
+        &mut Registry::default(),
+    )
+    .unwrap();
     append(&memory, &[reading("d", 0, 90.0), reading("d", 1, 70.0)]).await;
     until("they say that they broke", || pipeline.view().stalled() == [format!("partition 0: {SAID}")]).await;
     breaking.mend();

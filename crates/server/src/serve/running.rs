@@ -21,6 +21,7 @@ use super::{
     ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
     http::{self, Http},
+    inflow::GatewayInflow,
     ledger::Ledger,
     platform::ServerPlatform,
 };
@@ -75,9 +76,11 @@ impl Running {
             &mut metrics,
         )?;
         let rule_count = rules.len();
+        let inflow = Arc::new(GatewayInflow::default());
         let pipeline = Pipeline::start(
             config.pipeline.clone(),
             journal.clone(),
+            inflow.clone(),
             rules,
             &config.data,
             clock.clone(),
@@ -99,6 +102,7 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
+        inflow.is_through(gateway.view());
         let platform = Arc::new(ServerPlatform {
             started,
             mqtt: gateway.mqtt_address(),
