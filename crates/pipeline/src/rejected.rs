@@ -1,4 +1,7 @@
 //! What was refused, counted by tenant and reason from the first message on: counts and position stand in one file.
+//!
+//! A consumer that takes up from an earlier position lays the same records aside again. It does so in their order, so
+//! each counts once if only those count that lie beyond the last one of that consumer and partition.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +13,7 @@ use std::{
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{RejectReason, Rejected, avro::Datum, chain};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     StartError, checkpoint,
@@ -20,6 +24,8 @@ use crate::{
 const CONSUMER: &str = "rejected-counter";
 const CHUNK_BYTES: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(50);
+/// How the sources begin of those who lay records aside, before partition and offset.
+const LAID_ASIDE_BY: [&str; 2] = ["store:", "pipeline:"];
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// Messages by tenant and reason. Of messages from behind the journal that name no tenant, it is empty.
@@ -34,9 +40,18 @@ pub struct RejectedCounter {
 
 type Shown = Arc<Mutex<Status>>;
 
+/// As it stands in the file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Counted {
+    counts: RejectedCounts,
+    /// By consumer and partition, the offset after the last record that it laid aside.
+    laid_aside: BTreeMap<String, u64>,
+}
+
 #[derive(Debug, Default)]
 struct Status {
     counts: RejectedCounts,
+    position: Offset,
     /// Why nothing is counted, if nothing is.
     stalled: Option<String>,
 }
@@ -53,7 +68,7 @@ impl RejectedCounter {
             file: dir.join("rejected.ckpt"),
             position: Offset::ZERO,
             saved: None,
-            counts: RejectedCounts::new(),
+            counted: Counted::default(),
             shown: Arc::clone(&shown),
         };
         let told = shown.clone();
@@ -86,6 +101,12 @@ impl RejectedView {
         lock(&self.0).counts.clone()
     }
 
+    /// How far in the journal messages are counted, and the counts.
+    pub fn counts_up_to(&self) -> (Offset, RejectedCounts) {
+        let status = lock(&self.0);
+        (status.position, status.counts.clone())
+    }
+
     /// Why nothing is counted, if nothing is.
     pub fn stalled(&self) -> Option<String> {
         lock(&self.0).stalled.clone()
@@ -99,7 +120,7 @@ struct Counter {
     file: PathBuf,
     position: Offset,
     saved: Option<Offset>,
-    counts: RejectedCounts,
+    counted: Counted,
     shown: Shown,
 }
 
@@ -148,9 +169,9 @@ impl Counter {
 
     fn take_up(&mut self) {
         let extent = self.journal.extent(self.at);
-        match checkpoint::load::<RejectedCounts>(&self.file) {
-            Ok(Some((position, counts))) if position <= extent.next => {
-                (self.position, self.saved, self.counts) = (position, Some(position), counts);
+        match checkpoint::load::<Counted>(&self.file) {
+            Ok(Some((position, counted))) if position <= extent.next => {
+                (self.position, self.saved, self.counted) = (position, Some(position), counted);
             }
             Ok(None) => self.position = extent.oldest,
             Ok(Some((position, _))) => {
@@ -171,7 +192,9 @@ impl Counter {
                 tracing::error!(partition = %self.at, offset = %entry.offset, "not a refused message");
                 continue;
             };
-            *self.counts.entry((rejected.tenant, rejected.reason)).or_default() += 1;
+            if self.counted.is_first(&rejected) {
+                *self.counted.counts.entry((rejected.tenant, rejected.reason)).or_default() += 1;
+            }
         }
         if let Some(last) = entries.last() {
             self.position = last.next();
@@ -180,20 +203,42 @@ impl Counter {
     }
 
     fn show(&self) {
-        lock(&self.shown).counts.clone_from(&self.counts);
+        let mut shown = lock(&self.shown);
+        shown.position = self.position;
+        shown.counts.clone_from(&self.counted.counts);
     }
 
     async fn save(&mut self) {
         if self.saved == Some(self.position) {
             return;
         }
-        if let Err(error) = checkpoint::save(&self.file, self.position, &self.counts) {
+        if let Err(error) = checkpoint::save(&self.file, self.position, &self.counted) {
             return tracing::error!(file = %self.file.display(), error = chain(&error), "counts of refused messages not written");
         }
         self.saved = Some(self.position);
         if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
             tracing::warn!(partition = %self.at, error = chain(&error), "position not committed");
         }
+    }
+}
+
+impl Counted {
+    /// False for a record that was laid aside before. What the doors refused comes once.
+    fn is_first(&mut self, rejected: &Rejected) -> bool {
+        let place = LAID_ASIDE_BY
+            .iter()
+            .any(|consumer| rejected.source.starts_with(consumer))
+            .then(|| rejected.source.rsplit_once('@'))
+            .flatten();
+        let Some((whose, Ok(offset))) = place.map(|(whose, offset)| (whose, offset.parse::<u64>())) else {
+            return true;
+        };
+        let known = self.laid_aside.get(whose).copied().unwrap_or(0);
+        if offset < known {
+            return false;
+        }
+        self.laid_aside.insert(whose.to_owned(), offset + 1);
+        true
     }
 }
 
