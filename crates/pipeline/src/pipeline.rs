@@ -307,6 +307,8 @@ impl Rules {
                 Engine::new(self.config.limits.clone(), &rules)
             }
         };
+        // Before the first checkpoint, too: retention spares only the consumers it knows.
+        self.commit().await;
         self.prime(&mut engine, extent.oldest, stop).await?;
         self.say(out, stop).await?;
         // What stopped the last run is over once this one has got through a stretch.
@@ -466,6 +468,10 @@ impl Rules {
         self.saved = Some(self.position);
         lock(&self.shown).windows = engine.window_count();
         self.metrics.checkpoints.inc();
+        self.commit().await;
+    }
+
+    async fn commit(&self) {
         if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
             tracing::warn!(partition = %self.at, error = chain(&error), "position of the rules not committed");
         }

@@ -130,6 +130,8 @@ impl Counter {
         let mut backoff = Backoff::default();
         let mut save_due = Every::new(SAVE_EVERY);
         self.take_up();
+        // Before anything is counted, too: retention spares only the consumers it knows.
+        self.commit().await;
         loop {
             let last_round = stop.is_asked();
             progress.mark_unchanged();
@@ -216,6 +218,10 @@ impl Counter {
             return tracing::error!(file = %self.file.display(), error = chain(&error), "counts of refused messages not written");
         }
         self.saved = Some(self.position);
+        self.commit().await;
+    }
+
+    async fn commit(&self) {
         if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
             tracing::warn!(partition = %self.at, error = chain(&error), "position not committed");
         }

@@ -198,6 +198,7 @@ impl Writer {
     async fn run(mut self, mut stop: Stop) {
         let mut progress = self.journal.progress();
         let mut backoff = Backoff::default();
+        self.hold_back().await;
         for index in 0..self.journal.partitions(Topic::Telemetry) {
             let Some(place) = self.placed(Partition::new(Topic::Telemetry, index), &mut stop).await else {
                 return;
@@ -234,6 +235,19 @@ impl Writer {
                         return;
                     }
                 }
+            }
+        }
+    }
+
+    /// Tells the journal from where this store needs it, before there is anything durable: retention spares only those
+    /// it knows.
+    async fn hold_back(&self) {
+        let durable: BTreeMap<Partition, Offset> = self.tsdb.durable_positions().into_iter().collect();
+        for index in 0..self.journal.partitions(Topic::Telemetry) {
+            let at = Partition::new(Topic::Telemetry, index);
+            let position = durable.get(&at).copied().unwrap_or_else(|| self.journal.extent(at).oldest);
+            if let Err(error) = self.journal.commit(CONSUMER, at, position).await {
+                tracing::warn!(partition = %at, error = chain(&error), "position of the store not committed");
             }
         }
     }

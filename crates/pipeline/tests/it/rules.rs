@@ -151,3 +151,14 @@ async fn silence_closes_windows_by_itself_but_not_before_what_is_still_to_come()
     let fired: Vec<_> = alerts(&journal).await.into_iter().map(|t| t.device).collect();
     assert_eq!(fired, ["other"]);
 }
+
+#[tokio::test]
+async fn the_journal_knows_of_the_rules_before_their_first_checkpoint() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    append(&journal, &hot_minutes()).await;
+    let pipeline = start(&journal, dir.path(), hot());
+    caught_up(&journal, &pipeline).await;
+    assert_eq!(journal.position("pipeline", TELEMETRY), Some(Offset(0)));
+    pipeline.stop().await;
+    assert_eq!(journal.position("pipeline", TELEMETRY), Some(Offset(12)));
+}
