@@ -25,6 +25,8 @@ pub struct Config {
     pub http_request_seconds_max: u16,
     /// Children that one connection speaks for and that are remembered with it.
     pub connection_children_max: usize,
+    /// Children that one device may have; the name of one more is refused.
+    pub device_children_max: u64,
     /// How long a stop waits for what was appended to become durable.
     pub drain_seconds_max: u16,
     /// When a device's clock is believed.
@@ -44,6 +46,7 @@ impl Default for Config {
             keepalive_seconds_max: 3_600,
             http_request_seconds_max: 30,
             connection_children_max: 1_000,
+            device_children_max: 10_000,
             drain_seconds_max: 10,
             time: TimePolicy::default(),
         }

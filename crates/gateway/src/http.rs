@@ -29,7 +29,7 @@ use crate::{
     account::{Class, TenantAccount},
     append::BATCH_BYTES_TARGET,
     decode::Fault,
-    directory::{Admitted, Denied},
+    directory::{self, Admitted, Denied},
     line_protocol::{Line, Precision, Reader},
     metrics::Status,
     record::{self, Arrival, Delivery, Origin, Refused, append_entries, append_telemetry},
@@ -193,6 +193,17 @@ enum Denial {
     Unavailable(String),
 }
 
+impl Denial {
+    fn of(name: &DeviceId, denied: Denied) -> Self {
+        let reason = match denied {
+            Denied::Unavailable(reason) => return Self::Unavailable(reason),
+            Denied::TooManyChildren { .. } => RejectReason::QuotaExceeded,
+            _ => RejectReason::NotAuthorized,
+        };
+        Self::Refused(Fault::new(reason, "device", format_args!("{name}: {denied}")))
+    }
+}
+
 /// Records for one partition.
 struct Part {
     at: Partition,
@@ -281,15 +292,12 @@ impl Door {
     }
 
     async fn child(&self, name: DeviceId) -> Result<Child, Denial> {
-        let refused = |what: String| Denial::Refused(Fault::new(RejectReason::NotAuthorized, "device", what));
         if !self.who.speaks_for_children {
-            return Err(refused("this device does not speak for others".into()));
+            let what = "this device does not speak for others";
+            return Err(Denial::Refused(Fault::new(RejectReason::NotAuthorized, "device", what)));
         }
-        let found = self.shared.directory.child(&self.who, name.clone()).await;
-        found.map_err(|denied| match denied {
-            Denied::Unavailable(reason) => Denial::Unavailable(reason),
-            denied => refused(format!("{name}: {denied}")),
-        })
+        let found = directory::child(&*self.shared.directory, &self.who, name.clone()).await;
+        found.map_err(|denied| Denial::of(&name, denied))
     }
 
     async fn deny(&self, source: &'static str, payload: &[u8], denial: Denial) -> Problem {
@@ -316,8 +324,16 @@ impl Door {
             let arena = Bump::new();
             self.reader(precision, &arena).lines(text).filter_map(|(_, line)| line.ok()?.child).collect()
         };
-        for name in names {
-            let child = match self.child(name.clone()).await {
+        if names.is_empty() {
+            return Ok(children);
+        }
+        let names: Vec<DeviceId> = names.into_iter().collect();
+        let answers = match self.shared.directory.children(&self.who, names.clone()).await {
+            Ok(answers) => answers,
+            Err(denied) => vec![Err(denied); names.len()],
+        };
+        for (name, answer) in names.into_iter().zip(answers) {
+            let child = match answer.map_err(|denied| Denial::of(&name, denied)) {
                 Ok(child) => Ok(child),
                 Err(Denial::Refused(fault)) => Err(fault),
                 Err(unavailable) => return Err(self.deny("", &[], unavailable).await),

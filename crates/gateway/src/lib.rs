@@ -28,6 +28,6 @@ mod metrics;
 pub use account::{Account, Accounts};
 pub use config::{Config, InvalidConfig};
 pub use decode::{Entries, Entry, Fault, decode};
-pub use directory::{Admitted, Denied, Directory};
+pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Gateway, GatewayView, StartError};
 pub use record::{Arrival, Delivery, Origin, append_telemetry};

@@ -24,7 +24,7 @@ use crate::{
     append::Lane,
     connection::{Connection, Refusal},
     decode::Fault,
-    directory::{Admitted, Denied},
+    directory::{self, Admitted, Denied},
     record::{self, Delivery, Origin, Refused},
     sessions::SessionKey,
     topic::{Route, child_name},
@@ -138,7 +138,9 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     }
     worker.shared.directory.admit(token.to_owned()).await.map_err(|denied| match denied {
         Denied::UnknownToken => (Unwelcome::BadCredentials, "unknown_token"),
-        Denied::Disabled => (Unwelcome::BadCredentials, "disabled"),
+        Denied::Disabled | Denied::NotAChild | Denied::TooManyChildren { .. } => {
+            (Unwelcome::BadCredentials, "disabled")
+        }
         Denied::Unavailable(reason) => {
             if worker.logs.allow() {
                 tracing::error!(reason, "directory unavailable, connect refused");
@@ -383,7 +385,7 @@ impl Session {
             reason: RejectReason::UnknownTopic,
             detail: e.to_string(),
         })?;
-        let found = worker.shared.directory.child(who, name.clone()).await;
+        let found = directory::child(&*worker.shared.directory, who, name.clone()).await;
         let (device, device_type) = match found {
             Ok(found) => found,
             Err(Denied::Unavailable(reason)) => {
@@ -391,6 +393,10 @@ impl Session {
                     tracing::error!(reason, "directory unavailable, publish for a child not taken");
                 }
                 return Ok(None);
+            }
+            Err(denied @ Denied::TooManyChildren { .. }) => {
+                let (code, reason) = (Code::Quota, RejectReason::QuotaExceeded);
+                return Err(Refusal { code, reason, detail: format!("{name}: {denied}") });
             }
             Err(denied) => return Err(not_allowed(format!("{name}: {denied}"))),
         };

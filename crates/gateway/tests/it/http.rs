@@ -175,3 +175,18 @@ async fn a_key_makes_lines_repeatable() {
     assert_eq!((ids[0], ids[1]), (ids[2], ids[3]));
     assert_ne!(ids[0], ids[1]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_children_of_a_request_are_asked_for_together() {
+    let lab = Lab::start().await;
+    let head = "POST /write HTTP/1.1\nAuthorization: Token gw-1";
+    let lines: String = (0..50).map(|n| format!("m,device=meter-{} a={n}\n", n % 25)).collect();
+    assert_eq!(lab.http(head, lines.as_bytes()).await.0, 204);
+    assert_eq!((lab.telemetry().await.len(), lab.directory.asked()), (50, 1));
+
+    let head = "POST /v1/d/beyond/telemetry HTTP/1.1\nAuthorization: Bearer gw-1";
+    let (status, body) = lab.http(head, b"{\"a\":1}").await;
+    assert!(status == 403 && body.contains("beyond: a device has at most 3 children"), "{body}");
+    assert!(body.contains("application/problem+json") && !body.contains("retry-after"), "{body}");
+    assert_eq!(lab.rejected().await[0].reason, RejectReason::QuotaExceeded);
+}

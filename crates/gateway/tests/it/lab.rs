@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use dunlin_gateway::{Account, Admitted, Config, Denied, Directory, Gateway};
+use dunlin_gateway::{Account, Admitted, ChildAnswer, Config, Denied, Directory, Gateway};
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
     ReadError, Topic,
@@ -123,8 +123,17 @@ fn memory_journal() -> MemoryJournal {
 }
 
 /// Tokens are device names. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
-#[derive(Debug)]
-struct Names(Mutex<u32>);
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Questions for children.
+    asked: Mutex<u32>,
+}
+
+impl Names {
+    pub(crate) fn asked(&self) -> u32 {
+        *self.asked.lock().unwrap()
+    }
+}
 
 impl Directory for Names {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
@@ -143,20 +152,27 @@ impl Directory for Names {
         })
     }
 
-    fn child(&self, _: &Admitted, name: DeviceId) -> BoxFuture<'_, Result<(DeviceId, DeviceType), Denied>> {
-        *self.0.lock().unwrap() += 1;
-        Box::pin(async move {
-            match &*name {
-                "off" => Err(Denied::Disabled),
-                _ => Ok((name, "child".parse().unwrap())),
-            }
-        })
+    fn children(
+        &self,
+        _: &Admitted,
+        names: Vec<DeviceId>,
+    ) -> BoxFuture<'_, Result<Vec<ChildAnswer>, Denied>> {
+        *self.asked.lock().unwrap() += 1;
+        let answer = |name: DeviceId| match &*name {
+            "off" => Err(Denied::Disabled),
+            "stranger" => Err(Denied::NotAChild),
+            "beyond" => Err(Denied::TooManyChildren { children_max: 3 }),
+            _ => Ok((name, "child".parse().unwrap())),
+        };
+        let answers = names.into_iter().map(answer).collect();
+        Box::pin(async move { Ok(answers) })
     }
 }
 
 pub(crate) struct Lab {
     pub(crate) gateway: Gateway,
     pub(crate) journal: Arc<GatedJournal>,
+    pub(crate) directory: Arc<Names>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
 }
@@ -170,14 +186,15 @@ impl Lab {
         let journal = Arc::new(GatedJournal::new());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut registry = Registry::default();
-        let directory = Arc::new(Names(Mutex::new(0)));
+        let directory = Arc::new(Names::default());
         let gateway =
-            Gateway::start(config, listener, journal.clone(), directory, clock(), &mut registry).unwrap();
+            Gateway::start(config, listener, journal.clone(), directory.clone(), clock(), &mut registry)
+                .unwrap();
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, http, registry }
+        Self { gateway, journal, directory, http, registry }
     }
 
     /// A panic costs its own connection; the metrics tell on it.

@@ -184,7 +184,7 @@ async fn a_stop_acknowledges_what_is_durable_and_says_goodbye() {
     five.send(&publish(5, 1, 1, "v1/telemetry", READING)).await;
     four.send(&publish(4, 1, 1, "v1/telemetry", READING)).await;
     lab.appends(4).await;
-    let Lab { gateway, journal, http, registry } = lab;
+    let Lab { gateway, journal, http, registry, .. } = lab;
     let accounts = gateway.accounts();
     let stopping = tokio::spawn(gateway.stop());
     let lab_gate = journal.clone();
@@ -235,8 +235,20 @@ async fn a_device_speaks_for_its_children() {
     let mut gateway = lab.connected(5, "gw-1").await;
     gateway.send(&publish(5, 1, 1, "v1/d/pump-7/telemetry", READING)).await;
     assert_eq!(gateway.packet().await.unwrap(), [0x40, 2, 0, 1]);
-    gateway.send(&publish(5, 1, 2, "v1/d/off/telemetry", READING)).await;
-    assert_eq!(gateway.packet().await.unwrap()[4], 0x87);
+    let refused = [
+        ("off", 0x87, "off: the device is disabled"),
+        ("stranger", 0x87, "stranger: a device of this name exists and is not a child of this one"),
+        ("beyond", 0x97, "beyond: a device has at most 3 children"),
+    ];
+    for (name, code, words) in refused {
+        gateway.send(&publish(5, 1, 2, &format!("v1/d/{name}/telemetry"), READING)).await;
+        let answer = gateway.packet().await.unwrap();
+        assert_eq!(answer[4], code, "{name}");
+        assert!(String::from_utf8_lossy(&answer).contains(words), "{answer:02x?}");
+    }
+    let reasons: Vec<RejectReason> = lab.rejected().await.iter().map(|r| r.reason).collect();
+    let (not_authorized, quota) = (RejectReason::NotAuthorized, RejectReason::QuotaExceeded);
+    assert_eq!(reasons, [not_authorized, not_authorized, quota]);
     assert_eq!(lab.telemetry().await, ["child/pump-7: temperature=F64(21.5)"]);
 }
 

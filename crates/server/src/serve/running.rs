@@ -90,7 +90,10 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
-        let directory = Arc::new(RegistryDirectory(registry.clone()));
+        let directory = Arc::new(RegistryDirectory {
+            registry: registry.clone(),
+            children_max: config.gateway.device_children_max,
+        });
         let gateway = Gateway::start(
             config.gateway.clone(),
             doors.mqtt,
