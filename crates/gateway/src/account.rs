@@ -45,6 +45,8 @@ pub(crate) struct TenantAccount {
     events: AtomicU64,
     rejected: [AtomicU64; REASONS.len()],
     failed: AtomicU64,
+    /// How often access was taken from one of its devices.
+    revocations: AtomicU64,
 }
 
 const REASONS: [RejectReason; 7] = [
@@ -73,6 +75,14 @@ impl TenantAccount {
 
     pub(crate) fn failed(&self, records: u64) {
         self.failed.fetch_add(records, Release);
+    }
+
+    pub(crate) fn revoked(&self) {
+        self.revocations.fetch_add(1, Release);
+    }
+
+    pub(crate) fn revocations(&self) -> u64 {
+        self.revocations.load(Acquire)
     }
 
     /// `received` is read last: what has ended was received before, so nothing is ever in flight below zero.

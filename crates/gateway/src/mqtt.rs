@@ -1,7 +1,7 @@
 //! The path of an MQTT reading: handshake, then packet after packet until the client or the server leaves.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     num::NonZeroU16,
     panic::AssertUnwindSafe,
@@ -82,6 +82,8 @@ struct Session {
     keepalive: Seconds,
     aliases: RefCell<Vec<Option<Box<str>>>>,
     children: RefCell<hashbrown::HashMap<DeviceId, Rc<Child>>>,
+    /// What the tenant had of them when the children were asked for.
+    revocations: Cell<u64>,
 }
 
 /// A device that this connection speaks for.
@@ -113,14 +115,23 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str
         let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
         outcome
     };
-    let who = match admit(worker, &connect).await {
-        Ok(who) => who,
-        Err((why, outcome)) => return Err(turn_away(why, outcome)),
-    };
-    if worker.is_leaving() {
-        return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+    let sessions = &worker.shared.sessions;
+    let id = worker.shared.next_connection_id();
+    let assigned_client_id = connect.client_id.is_empty().then(|| worker.shared.client_id(id));
+    loop {
+        let revocations = sessions.revocations();
+        let who = match admit(worker, &connect).await {
+            Ok(who) => who,
+            Err((why, outcome)) => return Err(turn_away(why, outcome)),
+        };
+        if worker.is_leaving() {
+            return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+        }
+        let key = SessionKey::new(&who, assigned_client_id.as_deref().unwrap_or(&connect.client_id));
+        if sessions.enter(key.clone(), id, worker.orders.clone(), revocations) {
+            return Ok(enter(io, worker, wire, connect, Entered { id, who, key, assigned_client_id }));
+        }
     }
-    Ok(enter(io, worker, wire, connect, who))
 }
 
 async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {
@@ -150,21 +161,24 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     })
 }
 
-/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in or not.
-fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitted) -> Session {
+/// A client that has its client id.
+struct Entered {
+    id: u64,
+    who: Admitted,
+    key: SessionKey,
+    assigned_client_id: Option<String>,
+}
+
+/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in.
+fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: Entered) -> Session {
+    let Entered { id, who, key, assigned_client_id } = entered;
     let shared = &worker.shared;
     let config = &shared.config;
-    let id = shared.next_connection_id();
     let packet_bytes_max = config.message_bytes_max as u32 + PACKET_OVERHEAD_BYTES_MAX;
     wire.set_packet_bytes_max(packet_bytes_max);
     if let Some(bytes) = connect.packet_bytes_max {
         wire.set_answer_bytes_max(bytes);
     }
-
-    let assigned = connect.client_id.is_empty().then(|| shared.client_id(id));
-    let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
-    let key = SessionKey::new(&who, client_id);
-    shared.sessions.enter(key.clone(), id, worker.orders.clone());
 
     let asked = connect.keepalive_seconds;
     let keepalive = match asked {
@@ -172,6 +186,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
         asked => asked.min(config.keepalive_seconds_max),
     };
     let version = wire.version();
+    let client_id = assigned_client_id.as_deref().unwrap_or(&connect.client_id);
     let detail =
         serde_json::json!({ "transport": "mqtt", "version": version.name(), "client_id": client_id });
     worker.event(&who, EventKind::Connected, detail.to_string());
@@ -196,7 +211,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
                 inflight_max: config.connection_inflight_max,
                 packet_bytes_max,
                 topic_aliases_max: TOPIC_ALIASES_MAX,
-                assigned_client_id: assigned.clone(),
+                assigned_client_id,
                 keepalive_seconds: (keepalive != asked).then_some(keepalive),
             },
             out,
@@ -208,6 +223,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
         keepalive: Seconds(keepalive),
         aliases: RefCell::default(),
         children: RefCell::default(),
+        revocations: Cell::new(0),
     }
 }
 
@@ -376,6 +392,10 @@ impl Session {
         };
         if !who.speaks_for_children {
             return Err(not_allowed("this device does not speak for others".into()));
+        }
+        let revocations = self.connection.account.revocations();
+        if self.revocations.replace(revocations) != revocations {
+            self.children.borrow_mut().clear(); // One of them may be disabled by now.
         }
         if let Some(child) = self.children.borrow().get(name) {
             return Ok(Some(child.clone()));

@@ -100,6 +100,7 @@ pub(crate) enum Code {
     ShuttingDown,
     KeepAlive,
     TakenOver,
+    Administrative,
     /// This server is at fault.
     Panicked,
 }
@@ -317,6 +318,7 @@ impl Code {
             Self::ShuttingDown => "server_shutting_down",
             Self::KeepAlive => "keep_alive_timeout",
             Self::TakenOver => "session_taken_over",
+            Self::Administrative => "administrative_action",
             Self::Panicked => "panicked",
         }
     }
@@ -347,6 +349,7 @@ impl Code {
             Self::ShuttingDown => R::ServerShuttingDown,
             Self::KeepAlive => R::KeepAliveTimeout,
             Self::TakenOver => R::SessionTakenOver,
+            Self::Administrative => R::AdministrativeAction,
             Self::Panicked => R::ImplementationSpecificError,
         }
     }

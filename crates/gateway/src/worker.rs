@@ -135,7 +135,7 @@ impl Worker {
     async fn obey(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = inbox.recv().await {
             match order {
-                Order::TakenOver { connection } => self.take_over(connection),
+                Order::Finish { connection, code, why } => self.finish(connection, code, why),
                 Order::Leave { left } => {
                     self.leave().await;
                     let _nobody_waits = left.send(());
@@ -144,10 +144,10 @@ impl Worker {
         }
     }
 
-    fn take_over(&self, connection: u64) {
-        let taken = self.connections.borrow().get(&connection).cloned();
-        if let Some(taken) = taken {
-            taken.finish(Code::TakenOver, "another connection has this client id now");
+    fn finish(&self, connection: u64, code: Code, why: &str) {
+        let connection = self.connections.borrow().get(&connection).cloned();
+        if let Some(connection) = connection {
+            connection.finish(code, why);
         }
     }
 

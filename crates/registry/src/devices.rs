@@ -74,6 +74,25 @@ impl Registry {
         Ok(token)
     }
 
+    /// A device that is disabled keeps its tokens and comes in with none of them.
+    pub async fn set_device_enabled(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        enabled: bool,
+    ) -> Result<(), RegistryError> {
+        let done = sqlx::query("UPDATE devices SET enabled = $3 WHERE tenant = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(device.as_str())
+            .bind(enabled)
+            .execute(&self.writer)
+            .await?;
+        match done.rows_affected() {
+            0 => Err(RegistryError::NotFound { what: "device", name: device.to_string() }),
+            _ => Ok(()),
+        }
+    }
+
     pub async fn device_by_token(&self, token: &str) -> Result<Option<Device>, RegistryError> {
         let row: Option<Row> = sqlx::query_as(
             "SELECT d.tenant, d.name, d.device_type, d.parent, d.is_gateway, d.enabled, d.created_at

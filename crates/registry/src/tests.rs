@@ -32,7 +32,12 @@ async fn a_device_is_known_by_its_tokens_and_across_a_reopen() {
 
     let second = registry.add_device_token(&tenant, &device.name, true).await.unwrap();
     assert!(registry.device_by_token(first.reveal()).await.unwrap().is_none(), "revoked");
-    assert!(registry.device_by_token(second.reveal()).await.unwrap().is_some());
+    assert!(registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
+
+    registry.set_device_enabled(&tenant, &device.name, false).await.unwrap();
+    assert!(!registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
+    let nobody = registry.set_device_enabled(&tenant, &"nobody".parse().unwrap(), false).await;
+    assert!(matches!(nobody, Err(RegistryError::NotFound { .. })));
 }
 
 #[tokio::test]

@@ -122,33 +122,69 @@ fn memory_journal() -> MemoryJournal {
     MemoryJournal::with_clock(3, clock())
 }
 
-/// Tokens are device names. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
+/// Tokens are device names, with `@TENANT` if it is not the default. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     /// Questions for children.
     asked: Mutex<u32>,
+    revoked: Mutex<Vec<String>>,
+    /// Answers that are known and not given yet, while somebody holds them back.
+    held: watch::Sender<Option<u32>>,
 }
 
 impl Names {
     pub(crate) fn asked(&self) -> u32 {
         *self.asked.lock().unwrap()
     }
+
+    /// From here on nobody is admitted by that name.
+    pub(crate) fn revoke(&self, name: &str) {
+        self.revoked.lock().unwrap().push(name.to_owned());
+    }
+
+    fn is_revoked(&self, name: &str) -> bool {
+        self.revoked.lock().unwrap().iter().any(|revoked| revoked == name)
+    }
+
+    pub(crate) fn hold(&self) {
+        self.held.send_replace(Some(0));
+    }
+
+    /// Until that many answers are held back.
+    pub(crate) async fn holds(&self, count: u32) {
+        let mut held = self.held.subscribe();
+        tokio::time::timeout(PATIENCE, held.wait_for(|n| *n == Some(count))).await.unwrap().unwrap();
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.held.send_replace(None);
+    }
+
+    async fn held_back(&self) {
+        let mut held = self.held.subscribe();
+        self.held.send_if_modified(|n| n.as_mut().map(|n| *n += 1).is_some());
+        held.wait_for(Option::is_none).await.unwrap();
+    }
 }
 
 impl Directory for Names {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
         Box::pin(async move {
-            match token.as_str() {
+            let (device, tenant) = token.split_once('@').unwrap_or((&token, "default"));
+            let answer = match device {
                 "off" => Err(Denied::Disabled),
                 "down" => Err(Denied::Unavailable("out for lunch".into())),
                 "unknown" => Err(Denied::UnknownToken),
+                _ if self.is_revoked(&token) => Err(Denied::UnknownToken),
                 name => Ok(Admitted {
-                    tenant: TenantId::default_tenant(),
+                    tenant: tenant.parse().unwrap(),
                     device: name.parse().map_err(|_| Denied::UnknownToken)?,
                     device_type: DeviceType::default_type(),
                     speaks_for_children: name.starts_with("gw"),
                 }),
-            }
+            };
+            self.held_back().await;
+            answer
         })
     }
 
@@ -160,6 +196,7 @@ impl Directory for Names {
         *self.asked.lock().unwrap() += 1;
         let answer = |name: DeviceId| match &*name {
             "off" => Err(Denied::Disabled),
+            revoked if self.is_revoked(revoked) => Err(Denied::Disabled),
             "stranger" => Err(Denied::NotAChild),
             "beyond" => Err(Denied::TooManyChildren { children_max: 3 }),
             _ => Ok((name, "child".parse().unwrap())),

@@ -6,3 +6,4 @@ mod accounts;
 mod http;
 mod malformed;
 mod mqtt;
+mod revoke;

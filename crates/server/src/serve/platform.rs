@@ -7,9 +7,10 @@ use std::{
 };
 
 use dunlin_alerting::CONSUMER as ALERTING;
-use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, StageStatus, StatusView};
-use dunlin_gateway::GatewayView;
+use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView};
+use dunlin_gateway::{Access, GatewayView};
 use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
+use dunlin_model::{DeviceId, TenantId};
 use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
 use dunlin_tsdb::Tsdb;
 use prometheus_client::{
@@ -33,6 +34,7 @@ pub(crate) struct ServerPlatform {
     pub(crate) rules: PipelineView,
     pub(crate) rejected: RejectedView,
     pub(crate) gateway: GatewayView,
+    pub(crate) access: Access,
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Mutex<Metrics>,
 }
@@ -75,6 +77,14 @@ impl Platform for ServerPlatform {
             reasons if reasons.is_empty() => Readiness::Ready,
             reasons => Readiness::NotReady(reasons),
         }
+    }
+
+    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        let what = match what {
+            Revoked::Token => dunlin_gateway::Revoked::Token,
+            Revoked::Device => dunlin_gateway::Revoked::Device,
+        };
+        self.access.revoke(tenant, device, what);
     }
 
     fn metrics(&self) -> String {

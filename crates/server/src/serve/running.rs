@@ -111,6 +111,7 @@ impl Running {
             rules: pipeline.view(),
             rejected: rejected.view(),
             gateway: gateway.view(),
+            access: gateway.access(),
             ledger,
             metrics: Mutex::new(metrics),
         });
