@@ -16,9 +16,11 @@ use ntex_mqtt::QoS;
 use crate::{
     account::TenantAccount,
     append::{Lane, Outcome},
+    config::Config,
     directory::Admitted,
     logs::LogBudget,
     metrics::Metrics,
+    share::Share,
     wire::{Code, Wire},
 };
 
@@ -31,11 +33,15 @@ pub(crate) struct Connection {
     pub(crate) account: Arc<TenantAccount>,
     pub(crate) telemetry: Lane,
     pub(crate) wire: Wire,
+    pub(crate) share: Rc<Share>,
     io: IoRef,
     metrics: Arc<Metrics>,
     logs: Rc<LogBudget>,
     unanswered: RefCell<Unanswered>,
     unanswered_max: usize,
+    /// Of what it published, decoded and not yet durable.
+    inflight_bytes: Cell<usize>,
+    inflight_bytes_max: usize,
     /// QoS 2 packet ids from PUBLISH to PUBREL.
     unreleased: RefCell<HashSet<NonZeroU16>>,
     room: Condition<()>,
@@ -83,8 +89,9 @@ impl Connection {
         account: Arc<TenantAccount>,
         telemetry: Lane,
         wire: Wire,
+        share: Rc<Share>,
         io: IoRef,
-        unanswered_max: usize,
+        config: &Config,
         metrics: Arc<Metrics>,
         logs: Rc<LogBudget>,
     ) -> Self {
@@ -94,11 +101,14 @@ impl Connection {
             account,
             telemetry,
             wire,
+            share,
             io,
             metrics,
             logs,
             unanswered: RefCell::default(),
-            unanswered_max,
+            unanswered_max: usize::from(config.connection_inflight_max),
+            inflight_bytes: Cell::new(0),
+            inflight_bytes_max: config.connection_inflight_bytes_max,
             unreleased: RefCell::default(),
             room: Condition::new(),
             end: Cell::new(None),
@@ -108,11 +118,28 @@ impl Connection {
     /// Whether another publish may be read.
     pub(crate) fn has_room(&self) -> bool {
         self.unanswered.borrow().queue.len() < self.unanswered_max
+            && self.inflight_bytes.get() < self.inflight_bytes_max
     }
 
     pub(crate) async fn room(&self) {
         while !self.has_room() && self.end.get().is_none() {
             self.room.wait().await;
+        }
+    }
+
+    /// What it published stands in a batch with so many bytes.
+    pub(crate) fn took(&self, bytes: usize) {
+        self.inflight_bytes.set(self.inflight_bytes.get() + bytes);
+        self.share.took(bytes);
+    }
+
+    /// The journal has answered for so many bytes.
+    pub(crate) fn landed(&self, bytes: usize) {
+        let was_full = self.inflight_bytes.get() >= self.inflight_bytes_max;
+        self.inflight_bytes.set(self.inflight_bytes.get() - bytes);
+        self.share.landed(bytes);
+        if was_full {
+            self.room.notify();
         }
     }
 

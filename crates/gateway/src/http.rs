@@ -1,6 +1,7 @@
 //! The path of an HTTP reading: the same rules as MQTT, one request one append.
 
 mod problem;
+mod room; // how much may be under way
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,8 +21,9 @@ use dunlin_model::{
     DeviceId, DeviceType, EventKind, RejectReason, Slot, Timestamp, limits::MESSAGE_RECORDS_MAX,
 };
 use problem::Problem;
+pub(crate) use room::HttpRoom;
+use room::Room;
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tower_http::decompression::RequestDecompressionLayer;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -182,7 +184,7 @@ struct Door {
     account: Arc<TenantAccount>,
     received_at: Timestamp,
     /// Held until all that the request brought is durable or refused.
-    room: Arc<OwnedSemaphorePermit>,
+    room: Arc<Room>,
 }
 
 type Child = (DeviceId, DeviceType);
@@ -229,9 +231,8 @@ impl FromRequestParts<Arc<Shared>> for Door {
         })?;
         let room = shared
             .http_room
-            .clone()
-            .try_acquire_many_owned(shared.config.room_of(content_bytes(headers)))
-            .map_err(|_| Problem::unavailable("too many requests are under way"))?;
+            .take(&who.tenant, shared.config.room_of(content_bytes(headers)))
+            .map_err(|no_room| Problem::unavailable(no_room.to_string()))?;
         let account = shared.books.accounts.of(&who.tenant);
         let (shared, received_at) = (shared.clone(), shared.clock.now());
         Ok(Self { shared, who, account, received_at, room: Arc::new(room) })
@@ -455,7 +456,7 @@ async fn append(
     shared: Arc<Shared>,
     account: Arc<TenantAccount>,
     part: Part,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Room>,
 ) -> Result<(), AppendError> {
     let Part { at, batch, class } = part;
     let records = u64::from(batch.len());

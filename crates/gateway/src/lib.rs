@@ -10,6 +10,7 @@ mod gateway; // start and stop
 mod connection; // what one device has not been told yet
 mod mqtt; // the path of an MQTT reading
 mod sessions; // one connection per client id, none without access
+mod share; // one tenant's part of a worker
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
 mod worker; // one thread's share of it all

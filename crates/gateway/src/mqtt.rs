@@ -193,14 +193,16 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: En
 
     let slot = Slot::of(&who.tenant, &who.device);
     let account = shared.books.accounts.of(&who.tenant);
+    let share = worker.shares.enter(&who.tenant);
     let connection = Rc::new(Connection::new(
         id,
         who,
         account,
         worker.appender.lane(Topic::Telemetry, slot),
         wire,
+        share,
         io.get_ref(),
-        usize::from(config.connection_inflight_max),
+        config,
         shared.books.metrics.clone(),
         worker.logs.clone(),
     ));
@@ -241,18 +243,28 @@ impl Session {
         worker.leaves(connection);
     }
 
-    /// Packet after packet, as long as there is room for what they bring.
+    /// Until there is room for a publish: of the connection, of its tenant, of the worker.
+    async fn room(&self, worker: &Worker) {
+        let connection = &self.connection;
+        while connection.end().is_none() {
+            if !connection.has_room() {
+                connection.room().await;
+            } else if !connection.share.has_room() {
+                connection.share.room().await;
+            } else if !worker.appender.has_room() {
+                worker.appender.room().await;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Packet after packet; a publish waits for room, and what is behind it with it.
     async fn read(&self, io: &Io, worker: &Rc<Worker>) {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
         while connection.end().is_none() {
-            if !connection.has_room() {
-                connection.room().await;
-            }
-            if !worker.appender.has_room() {
-                worker.appender.room().await;
-            }
             let packet = match poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await {
                 Ok(packet) => packet,
                 Err(End::Gone) => return connection.gone("gone"),
@@ -261,7 +273,12 @@ impl Session {
             };
             match packet {
                 _ if worker.is_leaving() => {}
-                Inbound::Publish(publish, payload) => self.publish(worker, publish, payload).await,
+                Inbound::Publish(publish, payload) => {
+                    self.room(worker).await;
+                    if connection.end().is_none() && !worker.is_leaving() {
+                        self.publish(worker, publish, payload).await;
+                    }
+                }
                 Inbound::Release(packet_id) => {
                     let known = connection.release(packet_id);
                     connection.write(|out| connection.wire.complete(packet_id, known, out));
@@ -343,12 +360,14 @@ impl Session {
             ),
         };
         let Some(packet_id) = publish.packet_id else {
-            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, &connection.account, None)?;
+            let unanswered = Some((connection, None));
+            let account = &connection.account;
+            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, account, unanswered)?;
             return Ok(());
         };
         let delivery = Delivery::Packet { packet_id: packet_id.get(), duplicate: publish.duplicate };
         let number = connection.expect(publish.packet_id, publish.qos);
-        let waits = Some((connection, number));
+        let waits = Some((connection, Some(number)));
         let taken = worker.appender.telemetry(lane, payload, origin, delivery, &connection.account, waits);
         taken.map_err(|fault| {
             connection.unexpect();
@@ -363,8 +382,8 @@ impl Session {
         let now = worker.appender.now();
         let event = record::event(Origin::from(&connection.who), EventKind::Reported, detail.to_owned(), now);
         let slot = Slot::of(&connection.who.tenant, &connection.who.device);
-        let waits =
-            publish.packet_id.map(|_| (connection, connection.expect(publish.packet_id, publish.qos)));
+        let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
+        let waits = Some((connection, number));
         let counted = Some((&connection.account, Class::Event));
         worker.appender.record(worker.appender.lane(Topic::Events, slot), &event, counted, waits);
         Ok(())
@@ -445,7 +464,7 @@ impl Session {
         let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
         let counted = Some((&connection.account, Class::Rejected(refusal.reason)));
         let number = connection.expect_refusal(publish.packet_id, publish.qos, refusal);
-        worker.appender.record(lane, &record, counted, Some((connection, number)));
+        worker.appender.record(lane, &record, counted, Some((connection, Some(number))));
     }
 
     /// The topic behind an alias, or `None` if the packet names its topic.

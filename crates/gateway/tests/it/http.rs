@@ -190,3 +190,25 @@ async fn the_children_of_a_request_are_asked_for_together() {
     assert!(body.contains("application/problem+json") && !body.contains("retry-after"), "{body}");
     assert_eq!(lab.rejected().await[0].reason, RejectReason::QuotaExceeded);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_requests_take_half_of_the_room() {
+    let config =
+        Config { workers: 1, message_bytes_max: 64, http_inflight_bytes_max: 128, ..Config::default() };
+    let lab = Lab::with(config).await;
+    let head = |token: &str| format!("POST /v1/telemetry HTTP/1.1\nAuthorization: Bearer {token}");
+    let large = br#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7}"#;
+    lab.gate(Gate::Closed);
+    let (own, others) = (head("probe"), head("probe@other"));
+    let (first, other, ()) = tokio::join!(lab.http(&own, large), lab.http(&others, large), async {
+        lab.appends(2).await;
+        for token in ["probe", "pump"] {
+            let (status, body) = lab.http(&head(token), large).await;
+            assert!(status == 503 && body.to_lowercase().contains("retry-after"), "{body}");
+            assert!(body.contains("of this tenant"), "{body}");
+        }
+        lab.journal.open();
+    });
+    assert_eq!((first.0, other.0), (200, 200));
+    assert_eq!(lab.http(&head("pump"), large).await.0, 200, "room comes back");
+}

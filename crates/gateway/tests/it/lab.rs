@@ -242,6 +242,14 @@ impl Lab {
         assert!(told.is_empty(), "{told:?}");
     }
 
+    /// MQTT, decoded and not yet durable.
+    pub(crate) fn inflight_bytes(&self) -> usize {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix("dunlin_gateway_inflight_bytes "));
+        value.unwrap().parse().unwrap()
+    }
+
     pub(crate) fn gate(&self, gate: Gate) {
         self.journal.gate.send_replace(gate);
     }
@@ -298,7 +306,9 @@ impl Lab {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client(TcpStream::connect(self.gateway.mqtt_address()).await.unwrap())
+        let stream = TcpStream::connect(self.gateway.mqtt_address()).await.unwrap();
+        stream.set_nodelay(true).unwrap(); // What is sent has arrived.
+        Client(stream)
     }
 
     pub(crate) async fn connected(&self, version: u8, token: &str) -> Client {

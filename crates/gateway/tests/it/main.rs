@@ -7,3 +7,4 @@ mod http;
 mod malformed;
 mod mqtt;
 mod revoke;
+mod shares;
