@@ -7,6 +7,7 @@ use std::{
     panic::AssertUnwindSafe,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use dunlin_journal::Topic;
@@ -513,14 +514,30 @@ fn code_of(error: DecodeError) -> Code {
     }
 }
 
-/// How long a client is waited for. The timer ticks at three quarters of the keep-alive; two ticks without a
-/// packet are 1.5 times the keep-alive. A packet that was begun has less time, unless it keeps growing.
+/// How long a client is waited for. A packet that was begun has less time than the next one, unless it keeps growing.
+/// The timer is left alone while packets come; when it fires it is set for what is left of the silence.
 struct Patience {
-    tick: Seconds,
+    silence: Silence,
     packet: Seconds,
-    silent_ticks: u8,
+    /// A packet came since it was last waited for.
     heard: bool,
     begun: Option<Begun>,
+}
+
+/// A client that says nothing for 1.5 times its keep-alive is gone.
+struct Silence {
+    since: Instant,
+    keepalive: Seconds,
+}
+
+impl Silence {
+    /// How long it may still last; `None` if it is over.
+    fn left(&self, now: Instant) -> Option<Seconds> {
+        let max = Duration::from_millis(u64::from(self.keepalive.0) * 1_500);
+        let left = max.saturating_sub(now.saturating_duration_since(self.since));
+        let seconds = left.as_millis().div_ceil(1_000);
+        (seconds > 0).then(|| Seconds(u16::try_from(seconds).unwrap_or(u16::MAX)))
+    }
 }
 
 /// A packet of which a part has come.
@@ -532,9 +549,10 @@ struct Begun {
 
 impl Patience {
     fn new(io: &Io, keepalive: Seconds, packet: Seconds) -> Self {
-        let tick = Seconds((u32::from(keepalive.0) * 3).div_ceil(4).max(1) as u16);
-        io.start_timer(tick);
-        Self { tick, packet, silent_ticks: 0, heard: false, begun: None }
+        let patience =
+            Self { silence: Silence { since: Instant::now(), keepalive }, packet, heard: false, begun: None };
+        patience.goes_on_for(io, patience.silence.since);
+        patience
     }
 
     fn poll_packet(&mut self, io: &Io, wire: &Wire, cx: &mut Context<'_>) -> Poll<Result<Inbound, End>> {
@@ -543,12 +561,10 @@ impl Patience {
                 Ok(decoded) => match decoded.item {
                     Some(packet) => {
                         self.heard = true;
-                        if self.begun.take().is_some() {
-                            io.start_timer(self.tick);
-                        }
                         return Poll::Ready(Ok(packet));
                     }
                     None => {
+                        self.waits_for_the_next(io);
                         if decoded.remains + decoded.consumed > 0 || self.begun.is_some() {
                             self.waits_for_the_rest(io, decoded.remains);
                         }
@@ -571,6 +587,16 @@ impl Patience {
         }
     }
 
+    /// The silence begins: after all packets that came together, and after this server's own time with them.
+    fn waits_for_the_next(&mut self, io: &Io) {
+        if std::mem::take(&mut self.heard) {
+            self.silence.since = Instant::now();
+            if self.begun.take().is_some() {
+                self.goes_on_for(io, self.silence.since);
+            }
+        }
+    }
+
     fn waits_for_the_rest(&mut self, io: &Io, bytes: usize) {
         match &mut self.begun {
             Some(begun) => begun.bytes = bytes,
@@ -583,15 +609,23 @@ impl Patience {
 
     /// The timer fired: whether to wait on.
     fn goes_on(&mut self, io: &Io) -> bool {
+        self.waits_for_the_next(io);
         if let Some(begun) = &mut self.begun {
             let grown = begun.bytes.saturating_sub(begun.bytes_before);
             begun.bytes_before = begun.bytes;
             io.start_timer(self.packet);
             return grown >= PACKET_PROGRESS_BYTES_MIN;
         }
-        self.silent_ticks = if std::mem::take(&mut self.heard) { 0 } else { self.silent_ticks + 1 };
-        io.start_timer(self.tick);
-        self.silent_ticks < 2
+        self.goes_on_for(io, Instant::now())
+    }
+
+    /// Sets the timer for what is left of the silence, if anything is.
+    fn goes_on_for(&self, io: &Io, now: Instant) -> bool {
+        let left = self.silence.left(now);
+        if let Some(left) = left {
+            io.start_timer(left);
+        }
+        left.is_some()
     }
 }
 
@@ -601,5 +635,24 @@ impl Version {
             Self::V3 => "3.1.1",
             Self::V5 => "5",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_lasts_one_and_a_half_keep_alives_from_the_last_packet() {
+        let since = Instant::now();
+        let left = |keepalive, after| {
+            let silence = Silence { since, keepalive: Seconds(keepalive) };
+            silence.left(since + Duration::from_millis(after)).map(|left| left.0)
+        };
+        assert_eq!((left(60, 0), left(60, 60_000)), (Some(90), Some(30)));
+        assert_eq!((left(60, 89_999), left(60, 90_000)), (Some(1), None));
+        assert_eq!((left(1, 0), left(1, 1_499), left(1, 1_500)), (Some(2), Some(1), None));
+        assert_eq!(left(u16::MAX, 0), Some(u16::MAX), "and then the rest");
+        assert_eq!(left(u16::MAX, 98_302_500), None);
     }
 }

@@ -332,3 +332,21 @@ async fn half_a_connect_and_half_a_packet_are_not_waited_for() {
     assert!(silent.is_closed().await && half.is_closed().await && slow.is_closed().await);
     assert!(lab.raw(Topic::Telemetry).await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_ends_a_connection_but_not_before_its_time() {
+    let lab = Lab::with(Config { workers: 1, keepalive_seconds_max: 1, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let mut half = publish(5, 1, 1, "v1/telemetry", READING);
+    let rest = half.split_off(10);
+    for part in [half, rest] {
+        client.send(&part).await; // The timer of a packet that was begun gives way again.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 1]);
+    let before = std::time::Instant::now();
+    assert!(client.pings().await);
+    let goodbye = client.packet().await.unwrap();
+    assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x8D));
+    assert!(before.elapsed() >= std::time::Duration::from_millis(1_500), "{:?}", before.elapsed());
+}
