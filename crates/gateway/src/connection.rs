@@ -21,9 +21,11 @@ use crate::{
     logs::LogBudget,
     metrics::Metrics,
     share::Share,
-    wire::{Code, Wire},
+    wire::{Code, Version, Wire},
 };
 
+/// QoS 2 packet ids of an MQTT 3.1.1 client that wait for their PUBREL: it was not told of any maximum.
+const UNRELEASED_V3_MAX: usize = 4_096;
 /// Queues above this many entries give their memory back when they are empty.
 const QUEUE_ENTRIES_KEPT_MAX: usize = 32;
 
@@ -173,6 +175,29 @@ impl Connection {
         let number = unanswered.first.wrapping_add(unanswered.queue.len() as u32);
         unanswered.queue.push_back(answer);
         number
+    }
+
+    /// Whether the client keeps to what it was told: publishes that are not acknowledged, QoS 2 ones not released.
+    pub(crate) fn keeps_receive_maximum(&self) -> bool {
+        let unreleased = self.unreleased.borrow().len();
+        if self.wire.version() == Version::V3 {
+            return unreleased < UNRELEASED_V3_MAX;
+        }
+        let unanswered = &self.unanswered.borrow().queue;
+        unreleased + unanswered.len() < self.unanswered_max // The usual case; now without counting QoS 2 twice.
+            || unreleased + unanswered.iter().filter(|a| a.qos == QoS::AtLeastOnce).count()
+                < self.unanswered_max
+    }
+
+    /// Until every publish so far is answered.
+    pub(crate) async fn answered(&self) {
+        while !self.unanswered.borrow().queue.is_empty() && self.end.get().is_none() {
+            self.room.wait().await;
+        }
+    }
+
+    pub(crate) fn is_held(&self, packet_id: NonZeroU16) -> bool {
+        self.unreleased.borrow().contains(&packet_id)
     }
 
     /// Remembers a QoS 2 packet id. False if it is remembered already: the message is a repetition.

@@ -312,6 +312,13 @@ impl Session {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
+        if let Some(packet_id) = publish.packet_id
+            && !connection.is_held(packet_id)
+            && !connection.keeps_receive_maximum()
+        {
+            connection.answered().await; // What it may expect.
+            return connection.finish(Code::ReceiveMaximum, "more publishes than were announced");
+        }
         if publish.qos == QoS::ExactlyOnce
             && let Some(packet_id) = publish.packet_id
             && !connection.hold(packet_id)

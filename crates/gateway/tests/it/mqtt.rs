@@ -350,3 +350,50 @@ async fn silence_ends_a_connection_but_not_before_its_time() {
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x8D));
     assert!(before.elapsed() >= std::time::Duration::from_millis(1_500), "{:?}", before.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qos_2_beyond_the_receive_maximum_ends_the_connection() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let all: Vec<u8> = (1..=4).flat_map(|id| publish(5, 2, id, "v1/telemetry", READING)).collect();
+    client.send(&all).await;
+    for id in 1..=4 {
+        assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, id]);
+    }
+    client.send(&publish(5, 2, 4, "v1/telemetry", READING)).await;
+    assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, 4], "a repetition is none more");
+    client.send(&[0x62, 2, 0, 1]).await;
+    assert_eq!(client.packet().await.unwrap(), [0x70, 2, 0, 1]);
+    client.send(&publish(5, 2, 1, "v1/telemetry", READING)).await;
+    assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, 1], "a released id makes room");
+    client.send(&publish(5, 1, 5, "v1/telemetry", READING)).await;
+    let goodbye = client.packet().await.unwrap();
+    assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x93));
+    assert_eq!(lab.telemetry().await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_answered_before_a_client_is_told_that_it_sends_too_much() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let all: Vec<u8> = (1..=9).flat_map(|id| publish(5, 2, id, "v1/telemetry", READING)).collect();
+    client.send(&all).await;
+    for id in 1..=4 {
+        assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, id]);
+    }
+    assert_eq!(client.packet().await.unwrap()[2], 0x93);
+    assert!(client.is_closed().await);
+}
+
+/// MQTT 3.1.1 announces nothing: its clients are closed only when there is no end to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn qos_2_without_end_ends_an_old_client_too() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(4, "probe").await;
+    for id in 1..=4_096_u16 {
+        client.send(&publish(4, 2, id, "v1/telemetry", READING)).await;
+        assert_eq!(client.packet().await.unwrap()[..2], [0x50, 2]);
+    }
+    client.send(&publish(4, 2, 4_097, "v1/telemetry", READING)).await;
+    assert!(client.is_closed().await);
+}
