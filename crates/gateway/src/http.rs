@@ -25,12 +25,11 @@ pub(crate) use room::HttpRoom;
 use room::Room;
 use serde::Deserialize;
 use tower_http::decompression::RequestDecompressionLayer;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     account::{Class, TenantAccount},
     append::BATCH_BYTES_TARGET,
-    decode::Fault,
+    decode::{Fault, IdSource},
     directory::{self, Admitted, Denied},
     line_protocol::{Line, Precision, Reader},
     metrics::Status,
@@ -58,8 +57,15 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// The body of a request was encoded when it came.
+#[derive(Debug, Clone, Copy)]
+struct Encoded;
+
 /// Every request has an end in time and is counted.
-async fn watch(State(shared): Gate, request: Request, next: Next) -> Response {
+async fn watch(State(shared): Gate, mut request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::CONTENT_ENCODING) {
+        request.extensions_mut().insert(Encoded); // Who decodes it takes the header away.
+    }
     let patience = Duration::from_secs(shared.config.http_request_seconds_max.into());
     let response = match tokio::time::timeout(patience, next.run(request)).await {
         Ok(response) => response,
@@ -71,8 +77,9 @@ async fn watch(State(shared): Gate, request: Request, next: Next) -> Response {
 }
 
 async fn telemetry(door: Door, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
-    door.telemetry("/v1/telemetry", &headers, &payload, None).await
+    const SOURCE: &str = "/v1/telemetry";
+    let payload = door.whole(SOURCE, body).await?;
+    door.telemetry(SOURCE, &headers, &payload, None).await
 }
 
 async fn child_telemetry(
@@ -81,8 +88,8 @@ async fn child_telemetry(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
     let source = "/v1/d/{device}/telemetry";
+    let payload = door.whole(source, body).await?;
     let child = match child_name(&name) {
         Ok(name) => door.child(name).await,
         Err(e) => Err(Denial::Refused(Fault::new(RejectReason::UnknownTopic, "device", e))),
@@ -94,10 +101,11 @@ async fn child_telemetry(
 }
 
 async fn events(door: Door, body: Body) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
+    const SOURCE: &str = "/v1/events";
+    let payload = door.whole(SOURCE, body).await?;
     let detail = match record::check_event(&payload) {
         Ok(detail) => detail,
-        Err(fault) => return Err(door.reject("/v1/events", &payload, fault).await),
+        Err(fault) => return Err(door.reject(SOURCE, &payload, fault).await),
     };
     let origin = Origin::from(&door.who);
     let mut part = door.part(Topic::Events, &door.who.device, Class::Event);
@@ -123,8 +131,8 @@ async fn write_lines(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
     const SOURCE: &str = "/api/v2/write";
+    let payload = door.whole(SOURCE, body).await?;
     let Some(precision) = Precision::of(&parameters.precision) else {
         let fault = Fault::new(RejectReason::PayloadFormat, "precision", "one of ns, us, ms, s, m, h");
         return Err(door.reject(SOURCE, &payload, fault).await);
@@ -174,7 +182,7 @@ fn accepted(records: usize) -> Response {
 
 /// What makes a request repeatable: its records are told apart by this and their place in the request.
 fn key_of(headers: &HeaderMap) -> Option<u64> {
-    headers.get("idempotency-key").map(|key| xxh3_64(key.as_bytes()))
+    headers.get("idempotency-key").map(|key| IdSource::Key.hash(key.as_bytes()))
 }
 
 /// The request of a device that showed its credential. Its body is read only now, when there is room for it.
@@ -183,6 +191,7 @@ struct Door {
     who: Admitted,
     account: Arc<TenantAccount>,
     received_at: Timestamp,
+    encoded: bool,
     /// Held until all that the request brought is durable or refused.
     room: Arc<Room>,
 }
@@ -235,7 +244,8 @@ impl FromRequestParts<Arc<Shared>> for Door {
             .map_err(|no_room| Problem::unavailable(no_room.to_string()))?;
         let account = shared.books.accounts.of(&who.tenant);
         let (shared, received_at) = (shared.clone(), shared.clock.now());
-        Ok(Self { shared, who, account, received_at, room: Arc::new(room) })
+        let encoded = request.extensions.get::<Encoded>().is_some();
+        Ok(Self { shared, who, account, received_at, encoded, room: Arc::new(room) })
     }
 }
 
@@ -248,14 +258,24 @@ fn content_bytes(headers: &HeaderMap) -> Option<usize> {
 }
 
 impl Door {
-    fn whole(&self, body: Body) -> Result<Bytes, Problem> {
-        body.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let max = self.shared.config.message_bytes_max;
-                Problem::too_large(format!("a message has at most {max} bytes"))
+    /// The body. One that is refused unread is told of in `rejected` without its bytes; one that stopped on its way
+    /// was not sent.
+    async fn whole(&self, source: &'static str, body: Body) -> Result<Bytes, Problem> {
+        let rejection = match body {
+            Ok(payload) => return Ok(payload),
+            Err(rejection) => rejection,
+        };
+        let fault = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let max = self.shared.config.message_bytes_max;
+            Fault::new(RejectReason::TooLarge, "", format_args!("a message has at most {max} bytes"))
+        } else {
+            let what = format!("the body could not be read: {rejection}");
+            if !self.encoded {
+                return Err(Problem::malformed(what));
             }
-            _ => Problem::malformed(format!("the body could not be read: {rejection}")),
-        })
+            Fault::new(RejectReason::PayloadFormat, "", what)
+        };
+        Err(self.reject(source, &[], fault).await)
     }
 
     async fn telemetry(

@@ -270,7 +270,13 @@ impl Session {
                 Ok(packet) => packet,
                 Err(End::Gone) => return connection.gone("gone"),
                 Err(End::Silent) => return connection.finish(Code::KeepAlive, "nothing came in time"),
-                Err(End::Wrong(error)) => return connection.finish(code_of(error), &error.to_string()),
+                Err(End::Wrong(error)) => {
+                    let code = code_of(error);
+                    if code == Code::PacketTooLarge {
+                        self.reject_unread(worker, error.to_string());
+                    }
+                    return connection.finish(code, &error.to_string());
+                }
             };
             match packet {
                 _ if worker.is_leaving() => {}
@@ -473,6 +479,16 @@ impl Session {
         let counted = Some((&connection.account, Class::Rejected(refusal.reason)));
         let number = connection.expect_refusal(publish.packet_id, publish.qos, refusal);
         worker.appender.record(lane, &record, counted, Some((connection, Some(number))));
+    }
+
+    /// Keeps the reason why a packet is not read; its bytes are not here.
+    fn reject_unread(&self, worker: &Worker, detail: String) {
+        let Connection { who, account, .. } = &*self.connection;
+        let reason = RejectReason::TooLarge;
+        let refused = Refused { reason, detail: &detail, source: "mqtt", payload: &[] };
+        let record = record::rejected(Origin::from(who), refused, worker.appender.now());
+        let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
+        worker.appender.record(lane, &record, Some((account, Class::Rejected(reason))), None);
     }
 
     /// The topic behind an alias, or `None` if the packet names its topic.

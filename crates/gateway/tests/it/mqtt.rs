@@ -319,6 +319,11 @@ async fn large_messages_pass_and_larger_ones_end_the_connection() {
     client.try_send(&publish(5, 1, 3, "v1/telemetry", &vec![b' '; 120_000])).await;
     let goodbye = client.packet().await.unwrap();
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x95));
+    assert!(client.is_closed().await);
+    lab.appends(5).await; // Came, sent, was refused twice, went.
+    let sizes: Vec<_> = lab.rejected().await.iter().map(|r| (r.reason, r.payload.len())).collect();
+    let reason = RejectReason::TooLarge;
+    assert_eq!(sizes, [(reason, dunlin_model::limits::REJECTED_BYTES_MAX), (reason, 0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
