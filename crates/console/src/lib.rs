@@ -59,6 +59,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// How long the body of a request may take to arrive.
     pub request_body_seconds_max: u64,
+    /// Whether `/metrics`, which names every tenant, is shown without a platform administrator's token.
+    pub metrics_open: bool,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             query_points_max: 1_000_000,
             request_bytes_max: 1 << 20,
             request_body_seconds_max: 30,
+            metrics_open: false,
         }
     }
 }

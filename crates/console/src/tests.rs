@@ -153,6 +153,7 @@ async fn nothing_of_a_tenant_is_shown_without_a_token() {
         "/v1/alerts",
         "/v1/ledger",
         "/v1/status",
+        "/metrics",
     ] {
         let (status, body) = api.ask("guess", "GET", path, "").await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
@@ -230,6 +231,21 @@ async fn a_tenants_user_sees_nothing_of_the_others_load() {
     let (_, body) = api.ask(&api.platform, "GET", "/v1/status", "").await;
     let load = r#","connections":3,"stages":[{"stage":"store","lag":5,"partitions":[]}]}"#;
     assert_eq!(body, format!("{common}{load}"));
+}
+
+#[tokio::test]
+async fn metrics_are_for_platform_administrators_unless_they_are_open() {
+    let api = Api::new().await;
+    let statuses = async |api: &Api| {
+        let mut statuses = Vec::new();
+        for token in [&api.platform, &api.tenant, "guess"] {
+            statuses.push(api.ask(token, "GET", "/metrics", "").await.0.as_u16());
+        }
+        statuses
+    };
+    assert_eq!(statuses(&api).await, [200, 403, 401]);
+    let open = Api::with(Config { metrics_open: true, ..Config::default() }).await;
+    assert_eq!(statuses(&open).await, [200, 200, 200]);
 }
 
 #[tokio::test]
