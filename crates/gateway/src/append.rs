@@ -88,11 +88,12 @@ struct UnderWay {
     arriving: Option<Arriving>,
 }
 
-/// `count` entries of a connection's queue, from number `first` on.
+/// `count` entries of a connection's queue, from number `first` on, and all that the connection has in the batch.
 struct Waiting {
     connection: Rc<Connection>,
     first: u32,
     count: u32,
+    bytes: usize,
 }
 
 struct Tally {
@@ -100,6 +101,9 @@ struct Tally {
     class: Class,
     records: u64,
 }
+
+/// The connection that a record came by, and the number of the answer if it expects one.
+pub(crate) type Waits<'a> = Option<(&'a Rc<Connection>, Option<u32>)>;
 
 /// Who a record is counted for.
 pub(crate) type Counted<'a> = Option<(&'a Arc<TenantAccount>, Class)>;
@@ -163,7 +167,7 @@ impl Appender {
         origin: Origin<'_>,
         delivery: Delivery,
         account: &Arc<TenantAccount>,
-        waits: Option<(&Rc<Connection>, u32)>,
+        waits: Waits<'_>,
     ) -> Result<(), Fault> {
         let arrival = Arrival { received_at: self.now(), policy: &self.policy };
         let arena = &mut *self.arena.borrow_mut();
@@ -181,13 +185,7 @@ impl Appender {
     }
 
     /// Adds one record that is encoded already.
-    pub(crate) fn record(
-        &self,
-        lane: Lane,
-        record: &[u8],
-        counted: Counted<'_>,
-        waits: Option<(&Rc<Connection>, u32)>,
-    ) {
+    pub(crate) fn record(&self, lane: Lane, record: &[u8], counted: Counted<'_>, waits: Waits<'_>) {
         let lanes = &mut *self.lanes.borrow_mut();
         let state = &mut lanes[usize::from(lane.0)];
         let before = state.open.batch.size_bytes();
@@ -201,7 +199,7 @@ impl Appender {
         bytes_before: usize,
         counted: Counted<'_>,
         records: u64,
-        waits: Option<(&Rc<Connection>, u32)>,
+        waits: Waits<'_>,
     ) {
         let open = &mut lane.open;
         if lane.at.topic == Topic::Telemetry && open.arriving.is_none() && open.batch.size_bytes() > 0 {
@@ -210,10 +208,12 @@ impl Appender {
         if let Some((account, class)) = counted {
             open.tally(account, class, records);
         }
+        let bytes = open.batch.size_bytes() - bytes_before;
         if let Some((connection, number)) = waits {
-            open.wait(connection, number);
+            open.wait(connection, number, bytes);
+            connection.took(bytes);
         }
-        self.inflight_bytes.set(self.inflight_bytes.get() + open.batch.size_bytes() - bytes_before);
+        self.inflight_bytes.set(self.inflight_bytes.get() + bytes);
         if open.batch.size_bytes() >= BATCH_BYTES_TARGET {
             lane.closed.push_back(std::mem::take(&mut lane.open));
         }
@@ -302,6 +302,7 @@ impl Appender {
             }
         }
         for waiting in waiting {
+            waiting.connection.landed(waiting.bytes);
             waiting.connection.resolve(waiting.first, waiting.count, outcome.as_ref().copied());
         }
         self.ended(lane, bytes);
@@ -348,15 +349,25 @@ impl Open {
         }
     }
 
-    fn wait(&mut self, connection: &Rc<Connection>, number: u32) {
-        match self.waiting.last_mut() {
-            Some(last)
-                if Rc::ptr_eq(&last.connection, connection)
-                    && last.first.wrapping_add(last.count) == number =>
-            {
-                last.count += 1;
+    fn wait(&mut self, connection: &Rc<Connection>, number: Option<u32>, bytes: usize) {
+        let follows = |last: &&mut Waiting| {
+            let next = |number| last.count == 0 || last.first.wrapping_add(last.count) == number;
+            Rc::ptr_eq(&last.connection, connection) && number.is_none_or(next)
+        };
+        match self.waiting.last_mut().filter(follows) {
+            Some(last) => {
+                if last.count == 0 {
+                    last.first = number.unwrap_or_default();
+                }
+                last.count += u32::from(number.is_some());
+                last.bytes += bytes;
             }
-            _ => self.waiting.push(Waiting { connection: connection.clone(), first: number, count: 1 }),
+            None => self.waiting.push(Waiting {
+                connection: connection.clone(),
+                first: number.unwrap_or_default(),
+                count: number.is_some().into(),
+                bytes,
+            }),
         }
     }
 }

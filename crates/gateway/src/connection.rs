@@ -16,12 +16,16 @@ use ntex_mqtt::QoS;
 use crate::{
     account::TenantAccount,
     append::{Lane, Outcome},
+    config::Config,
     directory::Admitted,
     logs::LogBudget,
     metrics::Metrics,
-    wire::{Code, Wire},
+    share::Share,
+    wire::{Code, Version, Wire},
 };
 
+/// QoS 2 packet ids of an MQTT 3.1.1 client that wait for their PUBREL: it was not told of any maximum.
+const UNRELEASED_V3_MAX: usize = 4_096;
 /// Queues above this many entries give their memory back when they are empty.
 const QUEUE_ENTRIES_KEPT_MAX: usize = 32;
 
@@ -31,11 +35,15 @@ pub(crate) struct Connection {
     pub(crate) account: Arc<TenantAccount>,
     pub(crate) telemetry: Lane,
     pub(crate) wire: Wire,
+    pub(crate) share: Rc<Share>,
     io: IoRef,
     metrics: Arc<Metrics>,
     logs: Rc<LogBudget>,
     unanswered: RefCell<Unanswered>,
     unanswered_max: usize,
+    /// Of what it published, decoded and not yet durable.
+    inflight_bytes: Cell<usize>,
+    inflight_bytes_max: usize,
     /// QoS 2 packet ids from PUBLISH to PUBREL.
     unreleased: RefCell<HashSet<NonZeroU16>>,
     room: Condition<()>,
@@ -83,8 +91,9 @@ impl Connection {
         account: Arc<TenantAccount>,
         telemetry: Lane,
         wire: Wire,
+        share: Rc<Share>,
         io: IoRef,
-        unanswered_max: usize,
+        config: &Config,
         metrics: Arc<Metrics>,
         logs: Rc<LogBudget>,
     ) -> Self {
@@ -94,11 +103,14 @@ impl Connection {
             account,
             telemetry,
             wire,
+            share,
             io,
             metrics,
             logs,
             unanswered: RefCell::default(),
-            unanswered_max,
+            unanswered_max: usize::from(config.connection_inflight_max),
+            inflight_bytes: Cell::new(0),
+            inflight_bytes_max: config.connection_inflight_bytes_max,
             unreleased: RefCell::default(),
             room: Condition::new(),
             end: Cell::new(None),
@@ -108,11 +120,28 @@ impl Connection {
     /// Whether another publish may be read.
     pub(crate) fn has_room(&self) -> bool {
         self.unanswered.borrow().queue.len() < self.unanswered_max
+            && self.inflight_bytes.get() < self.inflight_bytes_max
     }
 
     pub(crate) async fn room(&self) {
         while !self.has_room() && self.end.get().is_none() {
             self.room.wait().await;
+        }
+    }
+
+    /// What it published stands in a batch with so many bytes.
+    pub(crate) fn took(&self, bytes: usize) {
+        self.inflight_bytes.set(self.inflight_bytes.get() + bytes);
+        self.share.took(bytes);
+    }
+
+    /// The journal has answered for so many bytes.
+    pub(crate) fn landed(&self, bytes: usize) {
+        let was_full = self.inflight_bytes.get() >= self.inflight_bytes_max;
+        self.inflight_bytes.set(self.inflight_bytes.get() - bytes);
+        self.share.landed(bytes);
+        if was_full {
+            self.room.notify();
         }
     }
 
@@ -146,6 +175,29 @@ impl Connection {
         let number = unanswered.first.wrapping_add(unanswered.queue.len() as u32);
         unanswered.queue.push_back(answer);
         number
+    }
+
+    /// Whether the client keeps to what it was told: publishes that are not acknowledged, QoS 2 ones not released.
+    pub(crate) fn keeps_receive_maximum(&self) -> bool {
+        let unreleased = self.unreleased.borrow().len();
+        if self.wire.version() == Version::V3 {
+            return unreleased < UNRELEASED_V3_MAX;
+        }
+        let unanswered = &self.unanswered.borrow().queue;
+        unreleased + unanswered.len() < self.unanswered_max // The usual case; now without counting QoS 2 twice.
+            || unreleased + unanswered.iter().filter(|a| a.qos == QoS::AtLeastOnce).count()
+                < self.unanswered_max
+    }
+
+    /// Until every publish so far is answered.
+    pub(crate) async fn answered(&self) {
+        while !self.unanswered.borrow().queue.is_empty() && self.end.get().is_none() {
+            self.room.wait().await;
+        }
+    }
+
+    pub(crate) fn is_held(&self, packet_id: NonZeroU16) -> bool {
+        self.unreleased.borrow().contains(&packet_id)
     }
 
     /// Remembers a QoS 2 packet id. False if it is remembered already: the message is a repetition.

@@ -26,7 +26,7 @@ use crate::{
     http,
     metrics::{Books, Metrics},
     mqtt,
-    sessions::Order,
+    sessions::{Access, Order},
     worker::{Shared, Worker},
 };
 
@@ -121,6 +121,11 @@ impl Gateway {
     /// What became of every record since the start.
     pub fn accounts(&self) -> Accounts {
         self.shared.books.accounts.clone()
+    }
+
+    /// To take back the access that the directory gave.
+    pub fn access(&self) -> Access {
+        Access { sessions: self.shared.sessions.clone(), accounts: self.shared.books.accounts.clone() }
     }
 
     /// How the gateway stands, also while somebody else stops it.

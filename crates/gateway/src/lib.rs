@@ -9,7 +9,8 @@ mod gateway; // start and stop
 
 mod connection; // what one device has not been told yet
 mod mqtt; // the path of an MQTT reading
-mod sessions; // one connection per client id
+mod sessions; // one connection per client id, none without access
+mod share; // one tenant's part of a worker
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
 mod worker; // one thread's share of it all
@@ -29,6 +30,7 @@ mod metrics;
 pub use account::{Account, Accounts};
 pub use config::{Config, InvalidConfig};
 pub use decode::{Entries, Entry, Fault, decode};
-pub use directory::{Admitted, Denied, Directory};
+pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Gateway, GatewayView, StartError};
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
+pub use sessions::{Access, Revoked};

@@ -1,12 +1,13 @@
 //! The path of an MQTT reading: handshake, then packet after packet until the client or the server leaves.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     num::NonZeroU16,
     panic::AssertUnwindSafe,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use dunlin_journal::Topic;
@@ -24,7 +25,7 @@ use crate::{
     append::Lane,
     connection::{Connection, Refusal},
     decode::Fault,
-    directory::{Admitted, Denied},
+    directory::{self, Admitted, Denied},
     record::{self, Delivery, Origin, Refused},
     sessions::SessionKey,
     topic::{Route, child_name},
@@ -82,6 +83,8 @@ struct Session {
     keepalive: Seconds,
     aliases: RefCell<Vec<Option<Box<str>>>>,
     children: RefCell<hashbrown::HashMap<DeviceId, Rc<Child>>>,
+    /// What the tenant had of them when the children were asked for.
+    revocations: Cell<u64>,
 }
 
 /// A device that this connection speaks for.
@@ -113,14 +116,23 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str
         let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
         outcome
     };
-    let who = match admit(worker, &connect).await {
-        Ok(who) => who,
-        Err((why, outcome)) => return Err(turn_away(why, outcome)),
-    };
-    if worker.is_leaving() {
-        return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+    let sessions = &worker.shared.sessions;
+    let id = worker.shared.next_connection_id();
+    let assigned_client_id = connect.client_id.is_empty().then(|| worker.shared.client_id(id));
+    loop {
+        let revocations = sessions.revocations();
+        let who = match admit(worker, &connect).await {
+            Ok(who) => who,
+            Err((why, outcome)) => return Err(turn_away(why, outcome)),
+        };
+        if worker.is_leaving() {
+            return Err(turn_away(Unwelcome::Unavailable, "leaving"));
+        }
+        let key = SessionKey::new(&who, assigned_client_id.as_deref().unwrap_or(&connect.client_id));
+        if sessions.enter(key.clone(), id, worker.orders.clone(), revocations) {
+            return Ok(enter(io, worker, wire, connect, Entered { id, who, key, assigned_client_id }));
+        }
     }
-    Ok(enter(io, worker, wire, connect, who))
 }
 
 async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {
@@ -138,7 +150,9 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     }
     worker.shared.directory.admit(token.to_owned()).await.map_err(|denied| match denied {
         Denied::UnknownToken => (Unwelcome::BadCredentials, "unknown_token"),
-        Denied::Disabled => (Unwelcome::BadCredentials, "disabled"),
+        Denied::Disabled | Denied::NotAChild | Denied::TooManyChildren { .. } => {
+            (Unwelcome::BadCredentials, "disabled")
+        }
         Denied::Unavailable(reason) => {
             if worker.logs.allow() {
                 tracing::error!(reason, "directory unavailable, connect refused");
@@ -148,21 +162,24 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     })
 }
 
-/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in or not.
-fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitted) -> Session {
+/// A client that has its client id.
+struct Entered {
+    id: u64,
+    who: Admitted,
+    key: SessionKey,
+    assigned_client_id: Option<String>,
+}
+
+/// Everything that a connection has, and CONNACK. Nothing here waits: the client is in.
+fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: Entered) -> Session {
+    let Entered { id, who, key, assigned_client_id } = entered;
     let shared = &worker.shared;
     let config = &shared.config;
-    let id = shared.next_connection_id();
     let packet_bytes_max = config.message_bytes_max as u32 + PACKET_OVERHEAD_BYTES_MAX;
     wire.set_packet_bytes_max(packet_bytes_max);
     if let Some(bytes) = connect.packet_bytes_max {
         wire.set_answer_bytes_max(bytes);
     }
-
-    let assigned = connect.client_id.is_empty().then(|| shared.client_id(id));
-    let client_id = assigned.as_deref().unwrap_or(&connect.client_id);
-    let key = SessionKey::new(&who, client_id);
-    shared.sessions.enter(key.clone(), id, worker.orders.clone());
 
     let asked = connect.keepalive_seconds;
     let keepalive = match asked {
@@ -170,20 +187,23 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
         asked => asked.min(config.keepalive_seconds_max),
     };
     let version = wire.version();
+    let client_id = assigned_client_id.as_deref().unwrap_or(&connect.client_id);
     let detail =
         serde_json::json!({ "transport": "mqtt", "version": version.name(), "client_id": client_id });
     worker.event(&who, EventKind::Connected, detail.to_string());
 
     let slot = Slot::of(&who.tenant, &who.device);
     let account = shared.books.accounts.of(&who.tenant);
+    let share = worker.shares.enter(&who.tenant);
     let connection = Rc::new(Connection::new(
         id,
         who,
         account,
         worker.appender.lane(Topic::Telemetry, slot),
         wire,
+        share,
         io.get_ref(),
-        usize::from(config.connection_inflight_max),
+        config,
         shared.books.metrics.clone(),
         worker.logs.clone(),
     ));
@@ -194,7 +214,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
                 inflight_max: config.connection_inflight_max,
                 packet_bytes_max,
                 topic_aliases_max: TOPIC_ALIASES_MAX,
-                assigned_client_id: assigned.clone(),
+                assigned_client_id,
                 keepalive_seconds: (keepalive != asked).then_some(keepalive),
             },
             out,
@@ -206,6 +226,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, who: Admitt
         keepalive: Seconds(keepalive),
         aliases: RefCell::default(),
         children: RefCell::default(),
+        revocations: Cell::new(0),
     }
 }
 
@@ -223,27 +244,48 @@ impl Session {
         worker.leaves(connection);
     }
 
-    /// Packet after packet, as long as there is room for what they bring.
+    /// Until there is room for a publish: of the connection, of its tenant, of the worker.
+    async fn room(&self, worker: &Worker) {
+        let connection = &self.connection;
+        while connection.end().is_none() {
+            if !connection.has_room() {
+                connection.room().await;
+            } else if !connection.share.has_room() {
+                connection.share.room().await;
+            } else if !worker.appender.has_room() {
+                worker.appender.room().await;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Packet after packet; a publish waits for room, and what is behind it with it.
     async fn read(&self, io: &Io, worker: &Rc<Worker>) {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
         while connection.end().is_none() {
-            if !connection.has_room() {
-                connection.room().await;
-            }
-            if !worker.appender.has_room() {
-                worker.appender.room().await;
-            }
             let packet = match poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await {
                 Ok(packet) => packet,
                 Err(End::Gone) => return connection.gone("gone"),
                 Err(End::Silent) => return connection.finish(Code::KeepAlive, "nothing came in time"),
-                Err(End::Wrong(error)) => return connection.finish(code_of(error), &error.to_string()),
+                Err(End::Wrong(error)) => {
+                    let code = code_of(error);
+                    if code == Code::PacketTooLarge {
+                        self.reject_unread(worker, error.to_string());
+                    }
+                    return connection.finish(code, &error.to_string());
+                }
             };
             match packet {
                 _ if worker.is_leaving() => {}
-                Inbound::Publish(publish, payload) => self.publish(worker, publish, payload).await,
+                Inbound::Publish(publish, payload) => {
+                    self.room(worker).await;
+                    if connection.end().is_none() && !worker.is_leaving() {
+                        self.publish(worker, publish, payload).await;
+                    }
+                }
                 Inbound::Release(packet_id) => {
                     let known = connection.release(packet_id);
                     connection.write(|out| connection.wire.complete(packet_id, known, out));
@@ -276,6 +318,13 @@ impl Session {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
+        if let Some(packet_id) = publish.packet_id
+            && !connection.is_held(packet_id)
+            && !connection.keeps_receive_maximum()
+        {
+            connection.answered().await; // What it may expect.
+            return connection.finish(Code::ReceiveMaximum, "more publishes than were announced");
+        }
         if publish.qos == QoS::ExactlyOnce
             && let Some(packet_id) = publish.packet_id
             && !connection.hold(packet_id)
@@ -325,12 +374,14 @@ impl Session {
             ),
         };
         let Some(packet_id) = publish.packet_id else {
-            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, &connection.account, None)?;
+            let unanswered = Some((connection, None));
+            let account = &connection.account;
+            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, account, unanswered)?;
             return Ok(());
         };
         let delivery = Delivery::Packet { packet_id: packet_id.get(), duplicate: publish.duplicate };
         let number = connection.expect(publish.packet_id, publish.qos);
-        let waits = Some((connection, number));
+        let waits = Some((connection, Some(number)));
         let taken = worker.appender.telemetry(lane, payload, origin, delivery, &connection.account, waits);
         taken.map_err(|fault| {
             connection.unexpect();
@@ -345,8 +396,8 @@ impl Session {
         let now = worker.appender.now();
         let event = record::event(Origin::from(&connection.who), EventKind::Reported, detail.to_owned(), now);
         let slot = Slot::of(&connection.who.tenant, &connection.who.device);
-        let waits =
-            publish.packet_id.map(|_| (connection, connection.expect(publish.packet_id, publish.qos)));
+        let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
+        let waits = Some((connection, number));
         let counted = Some((&connection.account, Class::Event));
         worker.appender.record(worker.appender.lane(Topic::Events, slot), &event, counted, waits);
         Ok(())
@@ -375,6 +426,10 @@ impl Session {
         if !who.speaks_for_children {
             return Err(not_allowed("this device does not speak for others".into()));
         }
+        let revocations = self.connection.account.revocations();
+        if self.revocations.replace(revocations) != revocations {
+            self.children.borrow_mut().clear(); // One of them may be disabled by now.
+        }
         if let Some(child) = self.children.borrow().get(name) {
             return Ok(Some(child.clone()));
         }
@@ -383,7 +438,7 @@ impl Session {
             reason: RejectReason::UnknownTopic,
             detail: e.to_string(),
         })?;
-        let found = worker.shared.directory.child(who, name.clone()).await;
+        let found = directory::child(&*worker.shared.directory, who, name.clone()).await;
         let (device, device_type) = match found {
             Ok(found) => found,
             Err(Denied::Unavailable(reason)) => {
@@ -391,6 +446,10 @@ impl Session {
                     tracing::error!(reason, "directory unavailable, publish for a child not taken");
                 }
                 return Ok(None);
+            }
+            Err(denied @ Denied::TooManyChildren { .. }) => {
+                let (code, reason) = (Code::Quota, RejectReason::QuotaExceeded);
+                return Err(Refusal { code, reason, detail: format!("{name}: {denied}") });
             }
             Err(denied) => return Err(not_allowed(format!("{name}: {denied}"))),
         };
@@ -419,7 +478,17 @@ impl Session {
         let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
         let counted = Some((&connection.account, Class::Rejected(refusal.reason)));
         let number = connection.expect_refusal(publish.packet_id, publish.qos, refusal);
-        worker.appender.record(lane, &record, counted, Some((connection, number)));
+        worker.appender.record(lane, &record, counted, Some((connection, Some(number))));
+    }
+
+    /// Keeps the reason why a packet is not read; its bytes are not here.
+    fn reject_unread(&self, worker: &Worker, detail: String) {
+        let Connection { who, account, .. } = &*self.connection;
+        let reason = RejectReason::TooLarge;
+        let refused = Refused { reason, detail: &detail, source: "mqtt", payload: &[] };
+        let record = record::rejected(Origin::from(who), refused, worker.appender.now());
+        let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
+        worker.appender.record(lane, &record, Some((account, Class::Rejected(reason))), None);
     }
 
     /// The topic behind an alias, or `None` if the packet names its topic.
@@ -468,14 +537,30 @@ fn code_of(error: DecodeError) -> Code {
     }
 }
 
-/// How long a client is waited for. The timer ticks at three quarters of the keep-alive; two ticks without a
-/// packet are 1.5 times the keep-alive. A packet that was begun has less time, unless it keeps growing.
+/// How long a client is waited for. A packet that was begun has less time than the next one, unless it keeps growing.
+/// The timer is left alone while packets come; when it fires it is set for what is left of the silence.
 struct Patience {
-    tick: Seconds,
+    silence: Silence,
     packet: Seconds,
-    silent_ticks: u8,
+    /// A packet came since it was last waited for.
     heard: bool,
     begun: Option<Begun>,
+}
+
+/// A client that says nothing for 1.5 times its keep-alive is gone.
+struct Silence {
+    since: Instant,
+    keepalive: Seconds,
+}
+
+impl Silence {
+    /// How long it may still last; `None` if it is over.
+    fn left(&self, now: Instant) -> Option<Seconds> {
+        let max = Duration::from_millis(u64::from(self.keepalive.0) * 1_500);
+        let left = max.saturating_sub(now.saturating_duration_since(self.since));
+        let seconds = left.as_millis().div_ceil(1_000);
+        (seconds > 0).then(|| Seconds(u16::try_from(seconds).unwrap_or(u16::MAX)))
+    }
 }
 
 /// A packet of which a part has come.
@@ -487,9 +572,10 @@ struct Begun {
 
 impl Patience {
     fn new(io: &Io, keepalive: Seconds, packet: Seconds) -> Self {
-        let tick = Seconds((u32::from(keepalive.0) * 3).div_ceil(4).max(1) as u16);
-        io.start_timer(tick);
-        Self { tick, packet, silent_ticks: 0, heard: false, begun: None }
+        let patience =
+            Self { silence: Silence { since: Instant::now(), keepalive }, packet, heard: false, begun: None };
+        patience.goes_on_for(io, patience.silence.since);
+        patience
     }
 
     fn poll_packet(&mut self, io: &Io, wire: &Wire, cx: &mut Context<'_>) -> Poll<Result<Inbound, End>> {
@@ -498,12 +584,10 @@ impl Patience {
                 Ok(decoded) => match decoded.item {
                     Some(packet) => {
                         self.heard = true;
-                        if self.begun.take().is_some() {
-                            io.start_timer(self.tick);
-                        }
                         return Poll::Ready(Ok(packet));
                     }
                     None => {
+                        self.waits_for_the_next(io);
                         if decoded.remains + decoded.consumed > 0 || self.begun.is_some() {
                             self.waits_for_the_rest(io, decoded.remains);
                         }
@@ -526,6 +610,16 @@ impl Patience {
         }
     }
 
+    /// The silence begins: after all packets that came together, and after this server's own time with them.
+    fn waits_for_the_next(&mut self, io: &Io) {
+        if std::mem::take(&mut self.heard) {
+            self.silence.since = Instant::now();
+            if self.begun.take().is_some() {
+                self.goes_on_for(io, self.silence.since);
+            }
+        }
+    }
+
     fn waits_for_the_rest(&mut self, io: &Io, bytes: usize) {
         match &mut self.begun {
             Some(begun) => begun.bytes = bytes,
@@ -538,15 +632,23 @@ impl Patience {
 
     /// The timer fired: whether to wait on.
     fn goes_on(&mut self, io: &Io) -> bool {
+        self.waits_for_the_next(io);
         if let Some(begun) = &mut self.begun {
             let grown = begun.bytes.saturating_sub(begun.bytes_before);
             begun.bytes_before = begun.bytes;
             io.start_timer(self.packet);
             return grown >= PACKET_PROGRESS_BYTES_MIN;
         }
-        self.silent_ticks = if std::mem::take(&mut self.heard) { 0 } else { self.silent_ticks + 1 };
-        io.start_timer(self.tick);
-        self.silent_ticks < 2
+        self.goes_on_for(io, Instant::now())
+    }
+
+    /// Sets the timer for what is left of the silence, if anything is.
+    fn goes_on_for(&self, io: &Io, now: Instant) -> bool {
+        let left = self.silence.left(now);
+        if let Some(left) = left {
+            io.start_timer(left);
+        }
+        left.is_some()
     }
 }
 
@@ -556,5 +658,24 @@ impl Version {
             Self::V3 => "3.1.1",
             Self::V5 => "5",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_lasts_one_and_a_half_keep_alives_from_the_last_packet() {
+        let since = Instant::now();
+        let left = |keepalive, after| {
+            let silence = Silence { since, keepalive: Seconds(keepalive) };
+            silence.left(since + Duration::from_millis(after)).map(|left| left.0)
+        };
+        assert_eq!((left(60, 0), left(60, 60_000)), (Some(90), Some(30)));
+        assert_eq!((left(60, 89_999), left(60, 90_000)), (Some(1), None));
+        assert_eq!((left(1, 0), left(1, 1_499), left(1, 1_500)), (Some(2), Some(1), None));
+        assert_eq!(left(u16::MAX, 0), Some(u16::MAX), "and then the rest");
+        assert_eq!(left(u16::MAX, 98_302_500), None);
     }
 }

@@ -96,10 +96,12 @@ pub(crate) enum Code {
     Malformed,
     Protocol,
     TopicAlias,
+    ReceiveMaximum,
     ServerBusy,
     ShuttingDown,
     KeepAlive,
     TakenOver,
+    Administrative,
     /// This server is at fault.
     Panicked,
 }
@@ -313,10 +315,12 @@ impl Code {
             Self::Malformed => "malformed_packet",
             Self::Protocol => "protocol_error",
             Self::TopicAlias => "topic_alias_invalid",
+            Self::ReceiveMaximum => "receive_maximum_exceeded",
             Self::ServerBusy => "server_busy",
             Self::ShuttingDown => "server_shutting_down",
             Self::KeepAlive => "keep_alive_timeout",
             Self::TakenOver => "session_taken_over",
+            Self::Administrative => "administrative_action",
             Self::Panicked => "panicked",
         }
     }
@@ -343,10 +347,12 @@ impl Code {
             Self::Malformed => R::MalformedPacket,
             Self::Protocol => R::ProtocolError,
             Self::TopicAlias => R::TopicAliasInvalid,
+            Self::ReceiveMaximum => R::ReceiveMaximumExceeded,
             Self::ServerBusy => R::ServerBusy,
             Self::ShuttingDown => R::ServerShuttingDown,
             Self::KeepAlive => R::KeepAliveTimeout,
             Self::TakenOver => R::SessionTakenOver,
+            Self::Administrative => R::AdministrativeAction,
             Self::Panicked => R::ImplementationSpecificError,
         }
     }

@@ -13,17 +13,19 @@ use std::{
 use dunlin_journal::{Journal, Topic};
 use dunlin_model::{Clock, EventKind, Slot};
 use ntex::channel::condition::Condition;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::{
     append::Appender,
     config::Config,
     connection::{Connection, Connections},
     directory::{Admitted, Directory},
+    http::HttpRoom,
     logs::LogBudget,
     metrics::Books,
     record::{self, Origin},
     sessions::{Order, Orders, Sessions},
+    share::Shares,
     wire::Code,
 };
 
@@ -41,7 +43,7 @@ pub(crate) struct Shared {
     connection_ids: AtomicU64,
     client_ids: String,
     /// Bytes that HTTP requests may still bring.
-    pub(crate) http_room: Arc<Semaphore>,
+    pub(crate) http_room: HttpRoom,
     http_logs: Mutex<LogBudget>,
 }
 
@@ -53,7 +55,7 @@ impl Shared {
         clock: Clock,
         books: Books,
     ) -> Self {
-        let http_room = Arc::new(Semaphore::new(config.http_inflight_bytes_max));
+        let http_room = HttpRoom::new(&config);
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
             config,
@@ -90,6 +92,7 @@ pub(crate) struct Worker {
     pub(crate) appender: Rc<Appender>,
     pub(crate) orders: Orders,
     pub(crate) connections: Connections,
+    pub(crate) shares: Shares,
     pub(crate) logs: Rc<LogBudget>,
     leaving: Cell<bool>,
     emptied: Condition<()>,
@@ -100,11 +103,12 @@ impl Worker {
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
         let (orders, inbox) = mpsc::unbounded_channel();
         let logs = Rc::new(LogBudget::new());
+        let inflight_bytes_max = (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1);
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
             shared.clock.clone(),
             shared.config.time.clone(),
-            (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
+            inflight_bytes_max,
             shared.books.metrics.clone(),
             shared.books.arrivals.clone(),
             logs.clone(),
@@ -119,6 +123,7 @@ impl Worker {
             appender: appender.clone(),
             orders,
             connections: Connections::default(),
+            shares: Shares::new(inflight_bytes_max),
             logs,
             leaving: Cell::new(false),
             emptied: Condition::new(),
@@ -136,7 +141,7 @@ impl Worker {
     async fn obey(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = inbox.recv().await {
             match order {
-                Order::TakenOver { connection } => self.take_over(connection),
+                Order::Finish { connection, code, why } => self.finish(connection, code, why),
                 Order::Leave { left } => {
                     self.leave().await;
                     let _nobody_waits = left.send(());
@@ -145,10 +150,10 @@ impl Worker {
         }
     }
 
-    fn take_over(&self, connection: u64) {
-        let taken = self.connections.borrow().get(&connection).cloned();
-        if let Some(taken) = taken {
-            taken.finish(Code::TakenOver, "another connection has this client id now");
+    fn finish(&self, connection: u64, code: Code, why: &str) {
+        let connection = self.connections.borrow().get(&connection).cloned();
+        if let Some(connection) = connection {
+            connection.finish(code, why);
         }
     }
 
@@ -173,6 +178,7 @@ impl Worker {
 
     pub(crate) fn leaves(&self, connection: &Connection) {
         self.connections.borrow_mut().remove(&connection.id);
+        self.shares.leave(&connection.share);
         self.shared.books.metrics.connections.dec();
         if self.connections.borrow().is_empty() {
             self.emptied.notify();

@@ -93,7 +93,10 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
-        let directory = Arc::new(RegistryDirectory(registry.clone()));
+        let directory = Arc::new(RegistryDirectory {
+            registry: registry.clone(),
+            children_max: config.gateway.device_children_max,
+        });
         let gateway = Gateway::start(
             config.gateway.clone(),
             doors.mqtt,
@@ -112,6 +115,7 @@ impl Running {
             rules: pipeline.view(),
             rejected: rejected.view(),
             gateway: gateway.view(),
+            access: gateway.access(),
             ledger,
             metrics: Mutex::new(metrics),
         });
