@@ -22,13 +22,14 @@ cat <<EOF
     dunlin query 'SELECT * FROM readings ORDER BY time DESC LIMIT 10'
     dunlin alerts
     dunlin ledger
+    curl -H "Authorization: Bearer \$DUNLIN_TOKEN" \$DUNLIN_URL/metrics
 
   A device of your own:
 
     TOKEN=\$(dunlin device add pump-1 --type pump)
     mosquitto_pub -h ${mqtt%:*} -p ${mqtt##*:} -u \$TOKEN -t v1/telemetry -q 1 -m '{"temperature": 21.5}'
 
-  API http://$http   metrics http://$http/metrics   rules $data/rules   stop with Ctrl-C
+  API http://$http   rules $data/rules   stop with Ctrl-C
 
 EOF
 DUNLIN_TOKEN=$(cat "$data/admin.token") "$dunlin" simulate --devices "$devices" --rate 1/s --mqtt "$mqtt" --url "http://$http"

@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    num::NonZeroU16,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -173,6 +174,16 @@ impl Session {
     /// Whether messages of QoS 1 and 2 wait for a client that is away.
     pub fn outlives(&self) -> bool {
         self.outlives.load(Relaxed)
+    }
+
+    /// Whether a message of QoS 2 with this packet id went through the log and is not released.
+    pub fn holds(&self, packet_id: NonZeroU16) -> bool {
+        self.lock().held.contains(&packet_id.get())
+    }
+
+    /// How many packet ids it holds.
+    pub fn held(&self) -> usize {
+        self.lock().held.len()
     }
 
     /// What is to be sent. After a look at it the home is woken by the next message.

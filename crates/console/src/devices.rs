@@ -12,7 +12,7 @@ use dunlin_model::{DeviceId, DeviceType};
 use dunlin_registry::{Device, NewDevice};
 use serde::{Deserialize, Serialize};
 
-use crate::{Console, ask::Asker, problem::Problem};
+use crate::{Console, Revoked, ask::Asker, problem::Problem};
 
 const PAGE_DEVICES_MAX: u32 = 1_000;
 
@@ -90,9 +90,47 @@ pub(crate) async fn add_token(
     query: Result<Query<TokenQuery>, QueryRejection>,
 ) -> Result<(StatusCode, Json<TokenView>), Problem> {
     let device: DeviceId = device.parse()?;
-    let token = console.registry.add_device_token(&user.tenant, &device, query?.revoke_others).await?;
-    let view = TokenView { device: device.to_string(), token: token.reveal().to_owned() };
-    Ok((StatusCode::CREATED, Json(view)))
+    let Query(TokenQuery { revoke_others }) = query?;
+    to_the_end(async move {
+        let token = console.registry.add_device_token(&user.tenant, &device, revoke_others).await?;
+        if revoke_others {
+            console.platform.revoked(&user.tenant, &device, Revoked::Token);
+        }
+        let view = TokenView { device: device.to_string(), token: token.reveal().to_owned() };
+        Ok((StatusCode::CREATED, Json(view)))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Change {
+    enabled: bool,
+}
+
+pub(crate) async fn change(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+    Path(device): Path<String>,
+    body: Result<Json<Change>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let device: DeviceId = device.parse()?;
+    let Json(Change { enabled }) = body?;
+    to_the_end(async move {
+        console.registry.set_device_enabled(&user.tenant, &device, enabled).await?;
+        if !enabled {
+            console.platform.revoked(&user.tenant, &device, Revoked::Device);
+        }
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// Also if the client leaves meanwhile: a device must not stay connected whose access was taken back.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.unwrap_or_else(|panicked| Err(Problem::internal(&panicked)))
 }
 
 #[derive(Deserialize)]

@@ -17,8 +17,9 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{get, post},
+    routing::{get, patch, post},
 };
+use dunlin_model::{DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
 pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
@@ -32,8 +33,18 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
     /// Where every stage is.
     fn status(&self) -> StatusView;
     fn readiness(&self) -> Readiness;
+    /// What the device could come in with is no longer good, or the device itself; it may be connected now.
+    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked);
     /// Prometheus text format.
     fn metrics(&self) -> String;
+}
+
+/// What was taken from a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    Token,
+    /// The device is disabled.
+    Device,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,6 +59,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// How long the body of a request may take to arrive.
     pub request_body_seconds_max: u64,
+    /// Whether `/metrics`, which names every tenant, is shown without a platform administrator's token.
+    pub metrics_open: bool,
 }
 
 impl Default for Config {
@@ -58,6 +71,7 @@ impl Default for Config {
             query_points_max: 1_000_000,
             request_bytes_max: 1 << 20,
             request_body_seconds_max: 30,
+            metrics_open: false,
         }
     }
 }
@@ -78,6 +92,7 @@ pub fn routes(console: Console) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::add))
         .route("/v1/devices", get(devices::list).post(devices::add))
+        .route("/v1/devices/{device}", patch(devices::change))
         .route("/v1/devices/{device}/tokens", post(devices::add_token))
         .route("/v1/query", get(query::sql_by_get).post(query::sql))
         .route("/v1/readings", get(query::readings))

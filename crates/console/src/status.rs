@@ -9,7 +9,11 @@ use axum::{
 use dunlin_registry::Scope;
 use serde::Serialize;
 
-use crate::{Console, ask::Asker, problem::Problem};
+use crate::{
+    Console,
+    ask::{Asker, PlatformAsker},
+    problem::Problem,
+};
 
 /// What `dunlin top` shows.
 #[derive(Debug, Clone)]
@@ -73,9 +77,15 @@ pub(crate) async fn show(
     Ok(Json(Shown { version, uptime_seconds, mqtt, alerts_firing, load }))
 }
 
-pub(crate) async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
+pub(crate) async fn metrics(
+    asker: Result<PlatformAsker, Problem>,
+    State(console): State<Arc<Console>>,
+) -> Result<impl IntoResponse, Problem> {
+    if !console.config.metrics_open {
+        asker?;
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], console.platform.metrics())
+    Ok(([(header::CONTENT_TYPE, content_type)], console.platform.metrics()))
 }
 
 /// The process is alive.

@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use arrow::{
     array::{Float64Array, RecordBatch, StringArray},
@@ -18,8 +21,10 @@ use tower::ServiceExt;
 
 use super::*;
 
-#[derive(Debug)]
-struct QuietPlatform;
+#[derive(Debug, Default)]
+struct QuietPlatform {
+    revoked: Mutex<Vec<(String, Revoked)>>,
+}
 
 impl Platform for QuietPlatform {
     fn ledger(&self) -> LedgerView {
@@ -42,6 +47,9 @@ impl Platform for QuietPlatform {
     }
     fn readiness(&self) -> Readiness {
         Readiness::NotReady(vec!["the journal has no space left".into()])
+    }
+    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        self.revoked.lock().unwrap().push((format!("{tenant}/{device}"), what));
     }
     fn metrics(&self) -> String {
         "# EOF\n".into()
@@ -84,6 +92,7 @@ struct Api {
     routes: Router,
     platform: String,
     tenant: String,
+    quiet: Arc<QuietPlatform>,
     _dir: tempfile::TempDir,
 }
 
@@ -101,15 +110,16 @@ impl Api {
         registry.add_tenant(&other).await.unwrap();
         let platform = registry.add_user_token(&default, Scope::Platform).await.unwrap();
         let tenant = registry.add_user_token(&other, Scope::Tenant).await.unwrap();
+        let quiet = Arc::new(QuietPlatform::default());
         let routes = routes(Console {
             config,
             registry,
-            tsdb: Arc::new(MemoryTsdb::open(Default::default(), None, clock)),
+            tsdb: Arc::new(MemoryTsdb::open(Default::default(), None)),
             sql: Arc::new(CannedSql),
-            platform: Arc::new(QuietPlatform),
+            platform: quiet.clone(),
         });
         let (platform, tenant) = (platform.reveal().to_owned(), tenant.reveal().to_owned());
-        Self { routes, platform, tenant, _dir: dir }
+        Self { routes, platform, tenant, quiet, _dir: dir }
     }
 
     async fn ask(&self, token: &str, method: &str, path: &str, body: &str) -> (StatusCode, String) {
@@ -143,6 +153,7 @@ async fn nothing_of_a_tenant_is_shown_without_a_token() {
         "/v1/alerts",
         "/v1/ledger",
         "/v1/status",
+        "/metrics",
     ] {
         let (status, body) = api.ask("guess", "GET", path, "").await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
@@ -167,6 +178,27 @@ async fn a_device_is_added_once_and_belongs_to_its_tenant() {
     let (status, body) = api.ask(&api.platform, "POST", "/v1/devices", r#"{"name":"a/b"}"#).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["field"], "name");
+}
+
+#[tokio::test]
+async fn the_platform_learns_what_was_taken_from_a_device() {
+    let api = Api::new().await;
+    let change = async |token: &str, method, path, body| api.ask(token, method, path, body).await.0;
+    change(&api.platform, "POST", "/v1/devices", r#"{"name":"pump-1"}"#).await;
+    let tokens = "/v1/devices/pump-1/tokens";
+    assert_eq!(change(&api.platform, "POST", tokens, "").await, StatusCode::CREATED);
+    let (off, on) = (r#"{"enabled":false}"#, r#"{"enabled":true}"#);
+    assert_eq!(change(&api.tenant, "PATCH", "/v1/devices/pump-1", off).await, StatusCode::NOT_FOUND);
+    assert_eq!(change(&api.platform, "PATCH", "/v1/devices/pump-1", on).await, StatusCode::NO_CONTENT);
+    assert_eq!(*api.quiet.revoked.lock().unwrap(), []);
+
+    let others = "/v1/devices/pump-1/tokens?revoke_others=true";
+    assert_eq!(change(&api.platform, "POST", others, "").await, StatusCode::CREATED);
+    assert_eq!(change(&api.platform, "PATCH", "/v1/devices/pump-1", off).await, StatusCode::NO_CONTENT);
+    let expected = [Revoked::Token, Revoked::Device].map(|what| ("default/pump-1".to_owned(), what));
+    assert_eq!(*api.quiet.revoked.lock().unwrap(), expected);
+    let (_, listed) = api.ask(&api.platform, "GET", "/v1/devices", "").await;
+    assert_eq!(serde_json::from_str::<Value>(&listed).unwrap()["devices"][0]["enabled"], false);
 }
 
 #[tokio::test]
@@ -199,6 +231,21 @@ async fn a_tenants_user_sees_nothing_of_the_others_load() {
     let (_, body) = api.ask(&api.platform, "GET", "/v1/status", "").await;
     let load = r#","connections":3,"stages":[{"stage":"store","lag":5,"partitions":[]}]}"#;
     assert_eq!(body, format!("{common}{load}"));
+}
+
+#[tokio::test]
+async fn metrics_are_for_platform_administrators_unless_they_are_open() {
+    let api = Api::new().await;
+    let statuses = async |api: &Api| {
+        let mut statuses = Vec::new();
+        for token in [&api.platform, &api.tenant, "guess"] {
+            statuses.push(api.ask(token, "GET", "/metrics", "").await.0.as_u16());
+        }
+        statuses
+    };
+    assert_eq!(statuses(&api).await, [200, 403, 401]);
+    let open = Api::with(Config { metrics_open: true, ..Config::default() }).await;
+    assert_eq!(statuses(&open).await, [200, 200, 200]);
 }
 
 #[tokio::test]

@@ -43,19 +43,11 @@ pub(crate) struct TenantAccount {
     received: AtomicU64,
     accepted: AtomicU64,
     events: AtomicU64,
-    rejected: [AtomicU64; REASONS.len()],
+    rejected: [AtomicU64; RejectReason::ALL.len()],
     failed: AtomicU64,
+    /// How often access was taken from one of its devices.
+    revocations: AtomicU64,
 }
-
-const REASONS: [RejectReason; 7] = [
-    RejectReason::PayloadFormat,
-    RejectReason::InvalidValue,
-    RejectReason::TooLarge,
-    RejectReason::UnknownTopic,
-    RejectReason::NotAuthorized,
-    RejectReason::QuotaExceeded,
-    RejectReason::Unprocessable,
-];
 
 impl TenantAccount {
     pub(crate) fn received(&self, records: u64) {
@@ -75,10 +67,18 @@ impl TenantAccount {
         self.failed.fetch_add(records, Release);
     }
 
+    pub(crate) fn revoked(&self) {
+        self.revocations.fetch_add(1, Release);
+    }
+
+    pub(crate) fn revocations(&self) -> u64 {
+        self.revocations.load(Acquire)
+    }
+
     /// `received` is read last: what has ended was received before, so nothing is ever in flight below zero.
     fn snapshot(&self) -> Account {
         let (accepted, events) = (self.accepted.load(Acquire), self.events.load(Acquire));
-        let rejected: BTreeMap<_, _> = REASONS
+        let rejected: BTreeMap<_, _> = RejectReason::ALL
             .into_iter()
             .map(|reason| (reason, self.rejected[reason as usize].load(Acquire)))
             .filter(|(_, records)| *records > 0)

@@ -24,10 +24,11 @@ use smallvec::SmallVec;
 
 use crate::{
     account::{Class, TenantAccount},
+    arrivals::{Arrivals, Arriving},
     connection::Connection,
     decode::Fault,
     logs::LogBudget,
-    metrics::Metrics,
+    metrics::{Books, Metrics},
     pubsub::PubSub,
     record::{Arrival, Delivery, Origin, append_telemetry},
 };
@@ -49,6 +50,7 @@ pub(crate) struct Appender {
     clock: Clock,
     policy: TimePolicy,
     metrics: Arc<Metrics>,
+    arrivals: Arrivals,
     logs: Rc<LogBudget>,
     lanes: RefCell<Box<[LaneState]>>,
     arena: RefCell<Bump>,
@@ -77,6 +79,8 @@ struct Open {
     batch: Batch,
     waiting: Vec<Waiting>,
     tallies: SmallVec<[Tally; 2]>,
+    /// Of telemetry, from its first record on.
+    arriving: Option<Arriving>,
 }
 
 /// An append that the journal has not answered yet.
@@ -86,13 +90,15 @@ struct UnderWay {
     bytes: usize,
     waiting: Vec<Waiting>,
     tallies: SmallVec<[Tally; 2]>,
+    arriving: Option<Arriving>,
 }
 
-/// `count` entries of a connection's queue, from number `first` on.
+/// `count` entries of a connection's queue, from number `first` on, and all that the connection has in the batch.
 struct Waiting {
     connection: Rc<Connection>,
     first: u32,
     count: u32,
+    bytes: usize,
 }
 
 struct Tally {
@@ -100,6 +106,9 @@ struct Tally {
     class: Class,
     records: u64,
 }
+
+/// The connection that a record came by, and the number of the answer if it expects one.
+pub(crate) type Waits<'a> = Option<(&'a Rc<Connection>, Option<u32>)>;
 
 /// Who a record is counted for.
 pub(crate) type Counted<'a> = Option<(&'a Arc<TenantAccount>, Class)>;
@@ -111,7 +120,7 @@ impl Appender {
         clock: Clock,
         policy: TimePolicy,
         inflight_bytes_max: usize,
-        metrics: Arc<Metrics>,
+        books: &Books,
         logs: Rc<LogBudget>,
     ) -> Self {
         let lanes = TOPICS
@@ -124,7 +133,8 @@ impl Appender {
             pubsub,
             clock,
             policy,
-            metrics,
+            metrics: books.metrics.clone(),
+            arrivals: books.arrivals.clone(),
             logs,
             lanes: RefCell::new(lanes),
             arena: RefCell::new(Bump::new()),
@@ -168,7 +178,7 @@ impl Appender {
         origin: Origin<'_>,
         delivery: Delivery,
         account: &Arc<TenantAccount>,
-        waits: Option<(&Rc<Connection>, u32)>,
+        waits: Waits<'_>,
     ) -> Result<(), Fault> {
         let arrival = Arrival { received_at: self.now(), policy: &self.policy };
         let arena = &mut *self.arena.borrow_mut();
@@ -186,13 +196,7 @@ impl Appender {
     }
 
     /// Adds one record that is encoded already.
-    pub(crate) fn record(
-        &self,
-        lane: Lane,
-        record: &[u8],
-        counted: Counted<'_>,
-        waits: Option<(&Rc<Connection>, u32)>,
-    ) {
+    pub(crate) fn record(&self, lane: Lane, record: &[u8], counted: Counted<'_>, waits: Waits<'_>) {
         let lanes = &mut *self.lanes.borrow_mut();
         let state = &mut lanes[usize::from(lane.0)];
         let before = state.open.batch.size_bytes();
@@ -206,16 +210,21 @@ impl Appender {
         bytes_before: usize,
         counted: Counted<'_>,
         records: u64,
-        waits: Option<(&Rc<Connection>, u32)>,
+        waits: Waits<'_>,
     ) {
         let open = &mut lane.open;
+        if lane.at.topic == Topic::Telemetry && open.arriving.is_none() && open.batch.size_bytes() > 0 {
+            open.arriving = Some(self.arrivals.begin(self.now()));
+        }
         if let Some((account, class)) = counted {
             open.tally(account, class, records);
         }
+        let bytes = open.batch.size_bytes() - bytes_before;
         if let Some((connection, number)) = waits {
-            open.wait(connection, number);
+            open.wait(connection, number, bytes);
+            connection.took(bytes);
         }
-        self.inflight_bytes.set(self.inflight_bytes.get() + open.batch.size_bytes() - bytes_before);
+        self.inflight_bytes.set(self.inflight_bytes.get() + bytes);
         if open.batch.size_bytes() >= BATCH_BYTES_TARGET {
             lane.closed.push_back(std::mem::take(&mut lane.open));
         }
@@ -280,14 +289,14 @@ impl Appender {
                 lane.handed += 1;
                 let at = lane.at;
                 let appender = self.clone();
-                let Open { batch, waiting, tallies } = open;
+                let Open { batch, waiting, tallies, arriving } = open;
                 let bytes = batch.size_bytes();
                 for tally in &tallies {
                     tally.account.received(tally.records);
                 }
                 // The order of these calls is the order in the log; only the answers are awaited elsewhere.
                 let appending = self.journal.append(at, batch);
-                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies };
+                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies, arriving };
                 ntex::rt::spawn(async move { appender.answer(under_way, appending).await });
             }
         }
@@ -298,9 +307,10 @@ impl Appender {
         under_way: UnderWay,
         appending: BoxFuture<'static, Result<Appended, AppendError>>,
     ) {
-        let UnderWay { lane, at, bytes, waiting, tallies } = under_way;
+        let UnderWay { lane, at, bytes, waiting, tallies, arriving } = under_way;
         let began = Instant::now();
         let outcome = appending.await.map(drop);
+        drop(arriving);
         self.metrics.append_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics.payload_bytes.inc_by(bytes as u64);
         if let Err(error) = &outcome
@@ -318,6 +328,7 @@ impl Appender {
             }
         }
         for waiting in waiting {
+            waiting.connection.landed(waiting.bytes);
             waiting.connection.resolve(waiting.first, waiting.count, outcome.as_ref().copied());
         }
         self.ended(lane, bytes);
@@ -369,15 +380,25 @@ impl Open {
         }
     }
 
-    fn wait(&mut self, connection: &Rc<Connection>, number: u32) {
-        match self.waiting.last_mut() {
-            Some(last)
-                if Rc::ptr_eq(&last.connection, connection)
-                    && last.first.wrapping_add(last.count) == number =>
-            {
-                last.count += 1;
+    fn wait(&mut self, connection: &Rc<Connection>, number: Option<u32>, bytes: usize) {
+        let follows = |last: &&mut Waiting| {
+            let next = |number| last.count == 0 || last.first.wrapping_add(last.count) == number;
+            Rc::ptr_eq(&last.connection, connection) && number.is_none_or(next)
+        };
+        match self.waiting.last_mut().filter(follows) {
+            Some(last) => {
+                if last.count == 0 {
+                    last.first = number.unwrap_or_default();
+                }
+                last.count += u32::from(number.is_some());
+                last.bytes += bytes;
             }
-            _ => self.waiting.push(Waiting { connection: connection.clone(), first: number, count: 1 }),
+            None => self.waiting.push(Waiting {
+                connection: connection.clone(),
+                first: number.unwrap_or_default(),
+                count: number.is_some().into(),
+                bytes,
+            }),
         }
     }
 }

@@ -12,11 +12,15 @@ pub struct Config {
     pub connections_max: usize,
     /// Publishes of one connection that wait for their acknowledgement (MQTT 5 receive maximum).
     pub connection_inflight_max: u16,
+    /// Bytes of one connection, decoded and not yet durable; above it the connection is not read.
+    pub connection_inflight_bytes_max: usize,
     /// Bytes of one message, over MQTT or HTTP.
     pub message_bytes_max: usize,
-    /// Bytes decoded and not yet durable, of all workers together; above it connections are not read.
+    /// Bytes decoded and not yet durable, of all workers together; above it connections are not read. Those of one
+    /// tenant are not read above half of it, if other tenants are connected to the same worker.
     pub inflight_bytes_max: usize,
-    /// Bytes of HTTP requests that are being read or not yet durable; above it requests are refused with 503.
+    /// Bytes of HTTP requests that are being read or not yet durable; above it requests are refused with 503, and
+    /// those of one tenant above half of it.
     pub http_inflight_bytes_max: usize,
     /// How long a client may take for its CONNECT, and for the rest of a packet it has begun.
     pub handshake_seconds_max: u16,
@@ -26,6 +30,8 @@ pub struct Config {
     pub http_request_seconds_max: u16,
     /// Children that one connection speaks for and that are remembered with it.
     pub connection_children_max: usize,
+    /// Children that one device may have; the name of one more is refused.
+    pub device_children_max: u64,
     /// How long a stop waits for what was appended to become durable.
     pub drain_seconds_max: u16,
     /// When a device's clock is believed.
@@ -87,6 +93,7 @@ impl Default for Config {
             workers: 0,
             connections_max: 100_000,
             connection_inflight_max: 256,
+            connection_inflight_bytes_max: 4 << 20,
             message_bytes_max: MESSAGE_BYTES_MAX,
             inflight_bytes_max: 64 << 20,
             http_inflight_bytes_max: 64 << 20,
@@ -94,6 +101,7 @@ impl Default for Config {
             keepalive_seconds_max: 3_600,
             http_request_seconds_max: 30,
             connection_children_max: 1_000,
+            device_children_max: 10_000,
             drain_seconds_max: 10,
             time: TimePolicy::default(),
             pubsub: PubSubConfig::default(),
@@ -128,6 +136,11 @@ impl Config {
             {
                 let must = format!("between message_bytes_max and {HTTP_INFLIGHT_BYTES_MAX}");
                 wrong("http_inflight_bytes_max", &must)
+            }
+            Self { message_bytes_max, connection_inflight_bytes_max, .. }
+                if connection_inflight_bytes_max < message_bytes_max =>
+            {
+                wrong("connection_inflight_bytes_max", "at least message_bytes_max")
             }
             Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
                 wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))

@@ -20,9 +20,12 @@ use crate::{
     directory::Admitted,
     logs::LogBudget,
     metrics::Metrics,
-    wire::{Code, Wire},
+    share::Share,
+    wire::{Code, Version, Wire},
 };
 
+/// QoS 2 packet ids of an MQTT 3.1.1 client that wait for their PUBREL: it was not told of any maximum.
+const UNRELEASED_V3_MAX: usize = 4_096;
 /// Queues above this many entries give their memory back when they are empty.
 const QUEUE_ENTRIES_KEPT_MAX: usize = 32;
 
@@ -46,11 +49,15 @@ pub(crate) struct Connection {
     pub(crate) may_repeat: Cell<bool>,
     /// It has published by way of the log.
     pub(crate) publishes_in_log: Cell<bool>,
+    pub(crate) share: Rc<Share>,
     io: IoRef,
     metrics: Arc<Metrics>,
     logs: Rc<LogBudget>,
     unanswered: RefCell<Unanswered>,
     unanswered_max: usize,
+    /// Of what it published, decoded and not yet durable.
+    inflight_bytes: Cell<usize>,
+    inflight_bytes_max: usize,
     /// QoS 2 packet ids from PUBLISH to PUBREL.
     unreleased: RefCell<HashSet<NonZeroU16>>,
     room: Condition<()>,
@@ -108,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) account: Arc<TenantAccount>,
     pub(crate) telemetry: Lane,
     pub(crate) changes: Lane,
+    pub(crate) share: Rc<Share>,
     pub(crate) wire: Wire,
     pub(crate) tenant: Arc<Tenant>,
     pub(crate) key: SessionKey,
@@ -117,6 +125,7 @@ pub(crate) struct Parts {
     pub(crate) settled: bool,
     pub(crate) io: IoRef,
     pub(crate) unanswered_max: usize,
+    pub(crate) inflight_bytes_max: usize,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) logs: Rc<LogBudget>,
 }
@@ -131,6 +140,7 @@ impl Connection {
             telemetry,
             changes,
             wire,
+            share: parts.share,
             tenant,
             key,
             window,
@@ -143,6 +153,8 @@ impl Connection {
             logs: parts.logs,
             unanswered: RefCell::default(),
             unanswered_max: parts.unanswered_max,
+            inflight_bytes: Cell::new(0),
+            inflight_bytes_max: parts.inflight_bytes_max,
             unreleased: RefCell::default(),
             room: Condition::new(),
             end: Cell::new(None),
@@ -175,11 +187,28 @@ impl Connection {
     /// Whether another publish may be read.
     pub(crate) fn has_room(&self) -> bool {
         self.unanswered.borrow().queue.len() < self.unanswered_max
+            && self.inflight_bytes.get() < self.inflight_bytes_max
     }
 
     pub(crate) async fn room(&self) {
         while !self.has_room() && self.end.get().is_none() {
             self.room.wait().await;
+        }
+    }
+
+    /// What it published stands in a batch with so many bytes.
+    pub(crate) fn took(&self, bytes: usize) {
+        self.inflight_bytes.set(self.inflight_bytes.get() + bytes);
+        self.share.took(bytes);
+    }
+
+    /// The journal has answered for so many bytes.
+    pub(crate) fn landed(&self, bytes: usize) {
+        let was_full = self.inflight_bytes.get() >= self.inflight_bytes_max;
+        self.inflight_bytes.set(self.inflight_bytes.get() - bytes);
+        self.share.landed(bytes);
+        if was_full {
+            self.room.notify();
         }
     }
 
@@ -226,14 +255,43 @@ impl Connection {
         number
     }
 
+    /// Whether the client keeps to what it was told: publishes that are not acknowledged, QoS 2 ones not released.
+    pub(crate) fn keeps_receive_maximum(&self) -> bool {
+        let in_log = self.logged().map_or(0, Session::held);
+        let held = self.unreleased.borrow().len() + in_log;
+        if self.wire.version() == Version::V3 {
+            return held < UNRELEASED_V3_MAX;
+        }
+        let unanswered = &self.unanswered.borrow().queue;
+        held + unanswered.len() < self.unanswered_max // The usual case; now without counting QoS 2 twice.
+            || held + unanswered.iter().filter(|a| self.is_under_way_alone(a)).count() < self.unanswered_max
+    }
+
+    /// Whether it is a publish whose packet id is not held.
+    fn is_under_way_alone(&self, answer: &Answer) -> bool {
+        let To::Publish(qos) = answer.to else { return false };
+        qos == QoS::AtLeastOnce || answer.packet_id.is_some_and(|packet_id| !self.is_held(packet_id))
+    }
+
+    /// Until every publish so far is answered.
+    pub(crate) async fn answered(&self) {
+        while !self.unanswered.borrow().queue.is_empty() && self.end.get().is_none() {
+            self.room.wait().await;
+        }
+    }
+
+    pub(crate) fn is_held(&self, packet_id: NonZeroU16) -> bool {
+        self.unreleased.borrow().contains(&packet_id) || self.logged().is_some_and(|s| s.holds(packet_id))
+    }
+
+    /// The session, if it is in the log.
+    fn logged(&self) -> Option<&Session> {
+        self.session.get().map(|session| &**session).filter(|session| session.id.is_logged())
+    }
+
     /// Remembers a QoS 2 packet id. False if it is remembered already: the message is a repetition.
     pub(crate) fn hold(&self, packet_id: NonZeroU16) -> bool {
         self.unreleased.borrow_mut().insert(packet_id)
-    }
-
-    /// Whether the client has more messages under way than it may (MQTT 5, 4.9).
-    pub(crate) fn is_over_receive_maximum(&self) -> bool {
-        self.unreleased.borrow().len() > self.unanswered_max
     }
 
     /// Forgets a QoS 2 packet id; false if it was unknown.

@@ -16,7 +16,7 @@ use dunlin_model::{
 };
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What one record is made of, before it is known whose it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,23 @@ impl Fault {
         let field = field.into();
         let detail = if field.is_empty() { what.to_string() } else { format!("{field}: {what}") };
         Self { reason, field, detail }
+    }
+}
+
+/// Who named a message: the same name from two sources is two names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdSource {
+    /// JSON, `"id": "7"`.
+    Text = 1,
+    /// JSON, `"id": 7`.
+    Number,
+    /// HTTP, `Idempotency-Key: 7`.
+    Key,
+}
+
+impl IdSource {
+    pub(crate) fn hash(self, id: &[u8]) -> u64 {
+        xxh3_64_with_seed(id, self as u64)
     }
 }
 
@@ -249,8 +266,8 @@ impl<'a> Place<'a> {
 
     fn message_id<E: de::Error>(&self, value: ValueRef<'_>) -> Result<u64, E> {
         match value {
-            ValueRef::Text(text) => Ok(xxh3_64(text.as_bytes())),
-            ValueRef::I64(number) => Ok(xxh3_64(number.to_string().as_bytes())),
+            ValueRef::Text(text) => Ok(IdSource::Text.hash(text.as_bytes())),
+            ValueRef::I64(number) => Ok(IdSource::Number.hash(&number.to_le_bytes())),
             _ => Err(self.fail("a message id is a text or an integer")),
         }
     }

@@ -10,7 +10,7 @@ use dunlin_broker::{Acknowledged, Change, Home, Outgoing};
 use futures::task::AtomicWaker;
 use ntex::util::BytePages;
 
-use crate::{connection::Connection, worker::Worker};
+use crate::{append::Waits, connection::Connection, worker::Worker};
 
 /// Bytes that wait for one socket; above it the rest stays in the outbox.
 pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -104,12 +104,7 @@ impl Worker {
         }
     }
 
-    pub(crate) fn append_change(
-        &self,
-        connection: &Connection,
-        change: &Change<'_>,
-        waits: Option<(&Rc<Connection>, u32)>,
-    ) {
+    pub(crate) fn append_change(&self, connection: &Connection, change: &Change<'_>, waits: Waits<'_>) {
         let mut record = Vec::new();
         change.encode(&mut record);
         self.appender.record(connection.changes, &record, None, waits);

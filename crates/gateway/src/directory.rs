@@ -8,13 +8,22 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// The device that `token` belongs to.
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>>;
 
-    /// The device `name` that `parent` speaks for, in the parent's tenant. Only asked for a parent that
-    /// `speaks_for_children`; a child seen for the first time may be created here.
-    fn child(
+    /// The devices of these names that `parent` speaks for, in the parent's tenant, one answer a name. Only asked
+    /// for a parent that `speaks_for_children`; children seen for the first time may be created here, together.
+    fn children(
         &self,
         parent: &Admitted,
-        name: DeviceId,
-    ) -> BoxFuture<'_, Result<(DeviceId, DeviceType), Denied>>;
+        names: Vec<DeviceId>,
+    ) -> BoxFuture<'_, Result<Vec<ChildAnswer>, Denied>>;
+}
+
+/// A device that another speaks for, or why not.
+pub type ChildAnswer = Result<(DeviceId, DeviceType), Denied>;
+
+/// `children` for one name.
+pub(crate) async fn child(directory: &dyn Directory, parent: &Admitted, name: DeviceId) -> ChildAnswer {
+    let mut answers = directory.children(parent, vec![name]).await?;
+    answers.pop().unwrap_or_else(|| Err(Denied::Unavailable("no answer for a child".into())))
 }
 
 /// A device that showed its credential.
@@ -33,6 +42,10 @@ pub enum Denied {
     UnknownToken,
     #[error("the device is disabled")]
     Disabled,
+    #[error("a device of this name exists and is not a child of this one")]
+    NotAChild,
+    #[error("a device has at most {children_max} children")]
+    TooManyChildren { children_max: u64 },
     /// Nothing is known about the token: ask again later.
     #[error("the directory is unavailable: {0}")]
     Unavailable(String),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use dunlin_journal::Journal;
-use dunlin_model::{Clock, TenantId};
+use dunlin_model::{Clock, TenantId, Timestamp};
 use ntex::{
     io::IoConfig,
     server::Server,
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     account::{Account, Accounts},
+    arrivals::Arrivals,
     config::{Config, InvalidConfig},
     delivery::WRITE_BUFFER_BYTES,
     directory::Directory,
@@ -28,7 +29,7 @@ use crate::{
     metrics::{Books, Metrics},
     mqtt,
     pubsub::{Follower, RecoverError},
-    sessions::Order,
+    sessions::{Access, Order},
     worker::{Shared, Worker},
 };
 
@@ -58,6 +59,12 @@ impl GatewayView {
     /// What became of every record since the start, by tenant.
     pub fn accounts(&self) -> BTreeMap<TenantId, Account> {
         self.0.accounts.snapshot()
+    }
+
+    /// When the oldest telemetry was received that the journal has not answered for: all that was received before is
+    /// in the journal, or never will be.
+    pub fn oldest_under_way(&self) -> Option<Timestamp> {
+        self.0.arrivals.oldest()
     }
 
     /// MQTT connections that are open.
@@ -95,7 +102,8 @@ impl Gateway {
         config.check()?;
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let accounts = Accounts::default();
-        let books = Books { metrics: Arc::new(Metrics::new(registry, &accounts)), accounts };
+        let metrics = Arc::new(Metrics::new(registry, &accounts));
+        let books = Books { accounts, arrivals: Arrivals::default(), metrics };
         let sessions =
             Follower::start(journal.clone(), clock.clone(), directory_of_sessions, config.pubsub.limits())?;
         let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
@@ -123,6 +131,11 @@ impl Gateway {
     /// What became of every record since the start.
     pub fn accounts(&self) -> Accounts {
         self.shared.books.accounts.clone()
+    }
+
+    /// To take back the access that the directory gave.
+    pub fn access(&self) -> Access {
+        Access { sessions: self.shared.sessions.clone(), accounts: self.shared.books.accounts.clone() }
     }
 
     /// How the gateway stands, also while somebody else stops it.

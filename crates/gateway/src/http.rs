@@ -1,6 +1,7 @@
 //! The path of an HTTP reading: the same rules as MQTT, one request one append.
 
 mod problem;
+mod room; // how much may be under way
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,16 +21,17 @@ use dunlin_model::{
     DeviceId, DeviceType, EventKind, RejectReason, Slot, Timestamp, limits::MESSAGE_RECORDS_MAX,
 };
 use problem::Problem;
+pub(crate) use room::HttpRoom;
+use room::Room;
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tower_http::decompression::RequestDecompressionLayer;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     account::{Class, TenantAccount},
     append::BATCH_BYTES_TARGET,
-    decode::Fault,
-    directory::{Admitted, Denied},
+    arrivals::Arriving,
+    decode::{Fault, IdSource},
+    directory::{self, Admitted, Denied},
     line_protocol::{Line, Precision, Reader},
     metrics::Status,
     record::{self, Arrival, Delivery, Origin, Refused, append_entries, append_telemetry},
@@ -56,8 +58,15 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// The body of a request was encoded when it came.
+#[derive(Debug, Clone, Copy)]
+struct Encoded;
+
 /// Every request has an end in time and is counted.
-async fn watch(State(shared): Gate, request: Request, next: Next) -> Response {
+async fn watch(State(shared): Gate, mut request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::CONTENT_ENCODING) {
+        request.extensions_mut().insert(Encoded); // Who decodes it takes the header away.
+    }
     let patience = Duration::from_secs(shared.config.http_request_seconds_max.into());
     let response = match tokio::time::timeout(patience, next.run(request)).await {
         Ok(response) => response,
@@ -69,8 +78,9 @@ async fn watch(State(shared): Gate, request: Request, next: Next) -> Response {
 }
 
 async fn telemetry(door: Door, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
-    door.telemetry("/v1/telemetry", &headers, &payload, None).await
+    const SOURCE: &str = "/v1/telemetry";
+    let payload = door.whole(SOURCE, body).await?;
+    door.telemetry(SOURCE, &headers, &payload, None).await
 }
 
 async fn child_telemetry(
@@ -79,8 +89,8 @@ async fn child_telemetry(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
     let source = "/v1/d/{device}/telemetry";
+    let payload = door.whole(source, body).await?;
     let child = match child_name(&name) {
         Ok(name) => door.child(name).await,
         Err(e) => Err(Denial::Refused(Fault::new(RejectReason::UnknownTopic, "device", e))),
@@ -92,10 +102,11 @@ async fn child_telemetry(
 }
 
 async fn events(door: Door, body: Body) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
+    const SOURCE: &str = "/v1/events";
+    let payload = door.whole(SOURCE, body).await?;
     let detail = match record::check_event(&payload) {
         Ok(detail) => detail,
-        Err(fault) => return Err(door.reject("/v1/events", &payload, fault).await),
+        Err(fault) => return Err(door.reject(SOURCE, &payload, fault).await),
     };
     let origin = Origin::from(&door.who);
     let mut part = door.part(Topic::Events, &door.who.device, Class::Event);
@@ -121,8 +132,8 @@ async fn write_lines(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let payload = door.whole(body)?;
     const SOURCE: &str = "/api/v2/write";
+    let payload = door.whole(SOURCE, body).await?;
     let Some(precision) = Precision::of(&parameters.precision) else {
         let fault = Fault::new(RejectReason::PayloadFormat, "precision", "one of ns, us, ms, s, m, h");
         return Err(door.reject(SOURCE, &payload, fault).await);
@@ -172,7 +183,7 @@ fn accepted(records: usize) -> Response {
 
 /// What makes a request repeatable: its records are told apart by this and their place in the request.
 fn key_of(headers: &HeaderMap) -> Option<u64> {
-    headers.get("idempotency-key").map(|key| xxh3_64(key.as_bytes()))
+    headers.get("idempotency-key").map(|key| IdSource::Key.hash(key.as_bytes()))
 }
 
 /// The request of a device that showed its credential. Its body is read only now, when there is room for it.
@@ -181,8 +192,11 @@ struct Door {
     who: Admitted,
     account: Arc<TenantAccount>,
     received_at: Timestamp,
+    /// Held like `room`.
+    arriving: Arc<Arriving>,
+    encoded: bool,
     /// Held until all that the request brought is durable or refused.
-    room: Arc<OwnedSemaphorePermit>,
+    room: Arc<Room>,
 }
 
 type Child = (DeviceId, DeviceType);
@@ -191,6 +205,17 @@ type Child = (DeviceId, DeviceType);
 enum Denial {
     Refused(Fault),
     Unavailable(String),
+}
+
+impl Denial {
+    fn of(name: &DeviceId, denied: Denied) -> Self {
+        let reason = match denied {
+            Denied::Unavailable(reason) => return Self::Unavailable(reason),
+            Denied::TooManyChildren { .. } => RejectReason::QuotaExceeded,
+            _ => RejectReason::NotAuthorized,
+        };
+        Self::Refused(Fault::new(reason, "device", format_args!("{name}: {denied}")))
+    }
 }
 
 /// Records for one partition.
@@ -218,12 +243,13 @@ impl FromRequestParts<Arc<Shared>> for Door {
         })?;
         let room = shared
             .http_room
-            .clone()
-            .try_acquire_many_owned(shared.config.room_of(content_bytes(headers)))
-            .map_err(|_| Problem::unavailable("too many requests are under way"))?;
+            .take(&who.tenant, shared.config.room_of(content_bytes(headers)))
+            .map_err(|no_room| Problem::unavailable(no_room.to_string()))?;
         let account = shared.books.accounts.of(&who.tenant);
         let (shared, received_at) = (shared.clone(), shared.clock.now());
-        Ok(Self { shared, who, account, received_at, room: Arc::new(room) })
+        let arriving = Arc::new(shared.books.arrivals.begin(received_at));
+        let encoded = request.extensions.get::<Encoded>().is_some();
+        Ok(Self { shared, who, account, received_at, arriving, encoded, room: Arc::new(room) })
     }
 }
 
@@ -236,14 +262,24 @@ fn content_bytes(headers: &HeaderMap) -> Option<usize> {
 }
 
 impl Door {
-    fn whole(&self, body: Body) -> Result<Bytes, Problem> {
-        body.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let max = self.shared.config.message_bytes_max;
-                Problem::too_large(format!("a message has at most {max} bytes"))
+    /// The body. One that is refused unread is told of in `rejected` without its bytes; one that stopped on its way
+    /// was not sent.
+    async fn whole(&self, source: &'static str, body: Body) -> Result<Bytes, Problem> {
+        let rejection = match body {
+            Ok(payload) => return Ok(payload),
+            Err(rejection) => rejection,
+        };
+        let fault = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let max = self.shared.config.message_bytes_max;
+            Fault::new(RejectReason::TooLarge, "", format_args!("a message has at most {max} bytes"))
+        } else {
+            let what = format!("the body could not be read: {rejection}");
+            if !self.encoded {
+                return Err(Problem::malformed(what));
             }
-            _ => Problem::malformed(format!("the body could not be read: {rejection}")),
-        })
+            Fault::new(RejectReason::PayloadFormat, "", what)
+        };
+        Err(self.reject(source, &[], fault).await)
     }
 
     async fn telemetry(
@@ -281,15 +317,12 @@ impl Door {
     }
 
     async fn child(&self, name: DeviceId) -> Result<Child, Denial> {
-        let refused = |what: String| Denial::Refused(Fault::new(RejectReason::NotAuthorized, "device", what));
         if !self.who.speaks_for_children {
-            return Err(refused("this device does not speak for others".into()));
+            let what = "this device does not speak for others";
+            return Err(Denial::Refused(Fault::new(RejectReason::NotAuthorized, "device", what)));
         }
-        let found = self.shared.directory.child(&self.who, name.clone()).await;
-        found.map_err(|denied| match denied {
-            Denied::Unavailable(reason) => Denial::Unavailable(reason),
-            denied => refused(format!("{name}: {denied}")),
-        })
+        let found = directory::child(&*self.shared.directory, &self.who, name.clone()).await;
+        found.map_err(|denied| Denial::of(&name, denied))
     }
 
     async fn deny(&self, source: &'static str, payload: &[u8], denial: Denial) -> Problem {
@@ -316,8 +349,16 @@ impl Door {
             let arena = Bump::new();
             self.reader(precision, &arena).lines(text).filter_map(|(_, line)| line.ok()?.child).collect()
         };
-        for name in names {
-            let child = match self.child(name.clone()).await {
+        if names.is_empty() {
+            return Ok(children);
+        }
+        let names: Vec<DeviceId> = names.into_iter().collect();
+        let answers = match self.shared.directory.children(&self.who, names.clone()).await {
+            Ok(answers) => answers,
+            Err(denied) => vec![Err(denied); names.len()],
+        };
+        for (name, answer) in names.into_iter().zip(answers) {
+            let child = match answer.map_err(|denied| Denial::of(&name, denied)) {
                 Ok(child) => Ok(child),
                 Err(Denial::Refused(fault)) => Err(fault),
                 Err(unavailable) => return Err(self.deny("", &[], unavailable).await),
@@ -422,7 +463,13 @@ impl Door {
     /// Until all of it is durable. The appends go on if the client leaves, so that the account stays true.
     async fn append(&self, parts: Vec<Part>) -> Result<(), Problem> {
         let appends = parts.into_iter().filter(|part| !part.batch.is_empty()).map(|part| {
-            let append = append(self.shared.clone(), self.account.clone(), part, self.room.clone());
+            let append = append(
+                self.shared.clone(),
+                self.account.clone(),
+                part,
+                self.room.clone(),
+                self.arriving.clone(),
+            );
             async { tokio::spawn(append).await.unwrap_or(Err(AppendError::Closed)) }
         });
         for outcome in futures::future::join_all(appends).await {
@@ -439,7 +486,8 @@ async fn append(
     shared: Arc<Shared>,
     account: Arc<TenantAccount>,
     part: Part,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Room>,
+    _arriving: Arc<Arriving>,
 ) -> Result<(), AppendError> {
     let Part { at, batch, class } = part;
     let records = u64::from(batch.len());

@@ -11,7 +11,8 @@ mod connection; // what one device has not been told yet
 mod delivery; // from a session to its connection
 mod mqtt; // the path of an MQTT reading
 mod pubsub; // subscriptions and sessions, and their log
-mod sessions; // one connection per client id
+mod sessions; // one connection per client id, none without access
+mod share; // one tenant's part of a worker
 mod strict; // what the codec lets pass
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
@@ -25,13 +26,15 @@ mod decode; // JSON to readings
 mod record; // readings to what the journal carries
 
 mod account; // what became of every record
+mod arrivals; // since when something is under way
 mod logs;
 mod metrics;
 
 pub use account::{Account, Accounts};
 pub use config::{Config, InvalidConfig, PubSubConfig};
 pub use decode::{Entries, Entry, Fault, decode};
-pub use directory::{Admitted, Denied, Directory};
+pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Gateway, GatewayView, StartError};
 pub use pubsub::RecoverError;
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
+pub use sessions::{Access, Revoked};

@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::account::Accounts;
+use crate::{account::Accounts, arrivals::Arrivals};
 
 /// What the gateway counts for operators; the records themselves are counted by `Accounts`.
 #[derive(Debug, Clone)]
@@ -133,5 +133,6 @@ impl Collector for AccountsCollector {
 #[derive(Debug, Clone)]
 pub(crate) struct Books {
     pub(crate) accounts: Accounts,
+    pub(crate) arrivals: Arrivals,
     pub(crate) metrics: Arc<Metrics>,
 }

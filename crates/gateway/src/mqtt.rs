@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dunlin_broker::{
@@ -30,9 +30,9 @@ use crate::{
     append::Lane,
     connection::{Connection, Parts, Refusal},
     decode::Fault,
-    directory::{Admitted, Denied},
+    directory::{self, Admitted, Denied},
     record::{self, Delivery, Origin, Refused},
-    sessions::{Entry, Last, Sessions},
+    sessions::{Ending, Entry, Last, Sessions},
     topic::{Route, child_name},
     wire::{
         AnswerTo, Code, Connect, Granted, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire,
@@ -93,6 +93,8 @@ struct Client {
     keepalive: Seconds,
     aliases: RefCell<Vec<Option<Box<str>>>>,
     children: RefCell<hashbrown::HashMap<DeviceId, Rc<Child>>>,
+    /// What the tenant had of them when the children were asked for.
+    revocations: Cell<u64>,
 }
 
 /// A device that this connection speaks for.
@@ -127,19 +129,18 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str>
         }
         Ok(Some(_)) | Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
-    let who = match admit(worker, &connect).await {
-        Ok(who) => who,
-        Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
-    };
-    if worker.is_leaving() {
-        return Err(turn_away(&wire, Unwelcome::Unavailable, "leaving"));
-    }
-    let plan = match take_seat(worker, connect, who).await {
+    let plan = match take_seat(worker, connect).await {
         Ok(plan) => plan,
         Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
     };
-    if worker.is_leaving() {
-        return Err(turn_away(&wire, Unwelcome::Unavailable, "leaving"));
+    let ending = plan.seat.ending();
+    if ending.is_some() || worker.is_leaving() {
+        plan.give_up(worker).await;
+        return Err(match ending.map(|ending| ending.code) {
+            None => turn_away(&wire, Unwelcome::Unavailable, "leaving"),
+            Some(Code::TakenOver) => turn_away(&wire, Unwelcome::Unavailable, "taken_over"),
+            Some(_) => turn_away(&wire, Unwelcome::BadCredentials, "revoked"),
+        });
     }
     Ok(enter(io, worker, wire, plan))
 }
@@ -164,7 +165,9 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     }
     worker.shared.directory.admit(token.to_owned()).await.map_err(|denied| match denied {
         Denied::UnknownToken => (Unwelcome::BadCredentials, "unknown_token"),
-        Denied::Disabled => (Unwelcome::BadCredentials, "disabled"),
+        Denied::Disabled | Denied::NotAChild | Denied::TooManyChildren { .. } => {
+            (Unwelcome::BadCredentials, "disabled")
+        }
         Denied::Unavailable(reason) => {
             if worker.logs.allow() {
                 tracing::error!(reason, "directory unavailable, connect refused");
@@ -180,6 +183,13 @@ struct Seat {
     key: SessionKey,
     connection: u64,
     last: Cell<Last>,
+}
+
+impl Seat {
+    /// Why this connection is to end already, if it is.
+    fn ending(&self) -> Option<Ending> {
+        self.sessions.ending(&self.key, self.connection)
+    }
 }
 
 impl Drop for Seat {
@@ -202,25 +212,37 @@ struct Plan {
     settled: bool,
 }
 
-/// Takes over the client id, and opens the session if it is one for the log.
-async fn take_seat(
-    worker: &Rc<Worker>,
-    mut asked: Connect,
-    who: Admitted,
-) -> Result<Plan, (Unwelcome, &'static str)> {
+impl Plan {
+    /// The client will not be let in: the session is closed as if it had never come.
+    async fn give_up(self, worker: &Rc<Worker>) {
+        if let Some(session) = &self.session {
+            let at = worker.shared.clock.now();
+            let closed = Change::Closed { session: session.id, at, with_will: false, expiry_seconds: None };
+            let _said_by_commit = commit(worker, &self.seat.key.tenant, &closed).await;
+        }
+    }
+}
+
+/// Lets the client in, takes over the client id, and opens the session if it is one for the log.
+async fn take_seat(worker: &Rc<Worker>, mut asked: Connect) -> Result<Plan, (Unwelcome, &'static str)> {
     let shared = &worker.shared;
     let id = shared.next_connection_id();
     let assigned_client_id = asked.client_id.is_empty().then(|| shared.client_id(id));
-    let client_id = assigned_client_id.as_deref().unwrap_or(&asked.client_id);
-    let key = SessionKey {
-        tenant: (*who.tenant).into(),
-        device: (*who.device).into(),
-        client_id: client_id.into(),
-    };
-    let settled = loop {
-        match shared.sessions.enter(&key, id, &worker.orders) {
-            Entry::In { settled } => break settled,
+    let (who, key, settled) = loop {
+        let revocations = shared.sessions.revocations();
+        let who = admit(worker, &asked).await?;
+        if worker.is_leaving() {
+            return Err((Unwelcome::Unavailable, "leaving"));
+        }
+        let key = SessionKey {
+            tenant: (*who.tenant).into(),
+            device: (*who.device).into(),
+            client_id: assigned_client_id.as_deref().unwrap_or(&asked.client_id).into(),
+        };
+        match shared.sessions.enter(&key, id, &worker.orders, revocations) {
+            Entry::In { settled } => break (who, key, settled),
             Entry::Wait(turn) => turn.await.map_err(|_| (Unwelcome::Unavailable, "taken_over"))?,
+            Entry::Stale => {}
         }
     };
     let (sessions, last) = (shared.sessions.clone(), Cell::new(Last::Nothing));
@@ -291,6 +313,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
         account: shared.books.accounts.of(&who.tenant),
         telemetry: worker.appender.lane(Topic::Telemetry, slot),
         changes: worker.appender.lane_of(shared.pubsub.partition_of(&who.tenant)),
+        share: worker.shares.enter(&who.tenant),
         who,
         wire,
         tenant,
@@ -300,6 +323,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
         settled,
         io: io.get_ref(),
         unanswered_max: usize::from(config.connection_inflight_max),
+        inflight_bytes_max: config.connection_inflight_bytes_max,
         metrics: shared.books.metrics.clone(),
         logs: worker.logs.clone(),
     }));
@@ -328,6 +352,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
         keepalive: Seconds(keepalive),
         aliases: RefCell::default(),
         children: RefCell::default(),
+        revocations: Cell::new(0),
     }
 }
 
@@ -356,6 +381,22 @@ impl Client {
         worker.appender.handed_over().await;
     }
 
+    /// Until there is room for a packet that brings something: of the connection, of its tenant, of the worker.
+    async fn room(&self, worker: &Worker) {
+        let connection = &self.connection;
+        while connection.end().is_none() {
+            if !connection.has_room() {
+                connection.room().await;
+            } else if !connection.share.has_room() {
+                connection.share.room().await;
+            } else if !worker.appender.has_room() {
+                worker.appender.room().await;
+            } else {
+                return;
+            }
+        }
+    }
+
     /// Ends the session or leaves it to the log, which knows what becomes of it.
     fn close_session(&self, worker: &Worker, goodbye: Option<&Goodbye>) {
         let connection = &self.connection;
@@ -374,18 +415,13 @@ impl Client {
         }
     }
 
-    /// Packet after packet, as long as there is room for what they bring. Returns what the client said at the end.
+    /// Packet after packet; one that brings something waits for room, and what is behind it with it. Returns what the
+    /// client said at the end.
     async fn read(&self, io: &Io, worker: &Rc<Worker>) -> Option<Goodbye> {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
         while connection.end().is_none() {
-            if !connection.has_room() {
-                connection.room().await;
-            }
-            if !worker.appender.has_room() {
-                worker.appender.room().await;
-            }
             let packet = poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await;
             let packet = match packet {
                 Ok(Some(packet)) => packet,
@@ -402,12 +438,19 @@ impl Client {
                     return None;
                 }
                 Err(End::Wrong(error)) => {
-                    connection.finish(code_of(error), &error.to_string());
+                    let code = code_of(error);
+                    if code == Code::PacketTooLarge {
+                        self.reject_unread(worker, error.to_string());
+                    }
+                    connection.finish(code, &error.to_string());
                     return None;
                 }
             };
+            if packet.brings_something() {
+                self.room(worker).await;
+            }
             match packet {
-                _ if worker.is_leaving() => {}
+                _ if worker.is_leaving() || connection.end().is_some() => {}
                 Inbound::Publish(publish, payload) => self.publish(worker, publish, payload).await,
                 Inbound::Release(packet_id) => self.release(worker, packet_id),
                 Inbound::Answer { packet_id, to, refused } => self.answered(worker, packet_id, to, refused),
@@ -450,7 +493,7 @@ impl Client {
         }
         let number = connection.expect_released(packet_id);
         let change = Change::Released { session, packet_id: packet_id.get() };
-        worker.append_change(connection, &change, Some((connection, number)));
+        worker.append_change(connection, &change, Some((connection, Some(number))));
     }
 
     /// What the client says about messages it was sent.
@@ -471,7 +514,7 @@ impl Client {
             }
             let answer = connection.expect_received(packet_id);
             let change = Change::Received { session: session.id, number };
-            worker.append_change(connection, &change, Some((connection, answer)));
+            worker.append_change(connection, &change, Some((connection, Some(answer))));
         } else if let Acknowledged::Message(number) = session.look(|outbox| outbox.acknowledge(packet_id)) {
             worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
         }
@@ -576,6 +619,11 @@ impl Client {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
+        let is_known = publish.packet_id.is_some_and(|packet_id| connection.is_held(packet_id));
+        if publish.packet_id.is_some() && !is_known && !connection.keeps_receive_maximum() {
+            connection.answered().await; // What it may expect.
+            return connection.finish(Code::ReceiveMaximum, "more publishes than were announced");
+        }
         if let Err((code, why)) = check_publish(topic, &publish) {
             return connection.finish(code, why);
         }
@@ -594,10 +642,6 @@ impl Client {
                 connection.repeat(packet_id, publish.qos);
             }
             return;
-        }
-        if connection.is_over_receive_maximum() {
-            return connection
-                .finish(Code::ReceiveMaximum, "more messages of QoS 2 than the receive maximum");
         }
         let taken = match route {
             Route::Telemetry => self.telemetry(worker, &publish, &payload, None),
@@ -676,7 +720,7 @@ impl Client {
                     chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
                 });
                 let number = connection.expect(publish.packet_id, publish.qos);
-                worker.append_change(connection, &change, Some((connection, number)));
+                worker.append_change(connection, &change, Some((connection, Some(number))));
             }
         }
         Ok(())
@@ -714,7 +758,9 @@ impl Client {
             ),
         };
         let Some(packet_id) = publish.packet_id else {
-            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, &connection.account, None)?;
+            let unanswered = Some((connection, None));
+            let account = &connection.account;
+            worker.appender.telemetry(lane, payload, origin, Delivery::Plain, account, unanswered)?;
             return Ok(());
         };
         let delivery = Delivery::Packet {
@@ -722,7 +768,7 @@ impl Client {
             duplicate: publish.duplicate && !connection.settled,
         };
         let number = connection.expect(publish.packet_id, publish.qos);
-        let waits = Some((connection, number));
+        let waits = Some((connection, Some(number)));
         let taken = worker.appender.telemetry(lane, payload, origin, delivery, &connection.account, waits);
         taken.map_err(|fault| {
             connection.unexpect();
@@ -737,8 +783,8 @@ impl Client {
         let now = worker.appender.now();
         let event = record::event(Origin::from(&connection.who), EventKind::Reported, detail.to_owned(), now);
         let slot = Slot::of(&connection.who.tenant, &connection.who.device);
-        let waits =
-            publish.packet_id.map(|_| (connection, connection.expect(publish.packet_id, publish.qos)));
+        let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
+        let waits = Some((connection, number));
         let counted = Some((&connection.account, Class::Event));
         worker.appender.record(worker.appender.lane(Topic::Events, slot), &event, counted, waits);
         Ok(())
@@ -767,6 +813,10 @@ impl Client {
         if !who.speaks_for_children {
             return Err(not_allowed("this device does not speak for others".into()));
         }
+        let revocations = self.connection.account.revocations();
+        if self.revocations.replace(revocations) != revocations {
+            self.children.borrow_mut().clear(); // One of them may be disabled by now.
+        }
         if let Some(child) = self.children.borrow().get(name) {
             return Ok(Some(child.clone()));
         }
@@ -775,7 +825,7 @@ impl Client {
             reason: RejectReason::UnknownTopic,
             detail: e.to_string(),
         })?;
-        let found = worker.shared.directory.child(who, name.clone()).await;
+        let found = directory::child(&*worker.shared.directory, who, name.clone()).await;
         let (device, device_type) = match found {
             Ok(found) => found,
             Err(Denied::Unavailable(reason)) => {
@@ -783,6 +833,10 @@ impl Client {
                     tracing::error!(reason, "directory unavailable, publish for a child not taken");
                 }
                 return Ok(None);
+            }
+            Err(denied @ Denied::TooManyChildren { .. }) => {
+                let (code, reason) = (Code::Quota, RejectReason::QuotaExceeded);
+                return Err(Refusal { code, reason, detail: format!("{name}: {denied}") });
             }
             Err(denied) => return Err(not_allowed(format!("{name}: {denied}"))),
         };
@@ -811,7 +865,17 @@ impl Client {
         let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
         let counted = Some((&connection.account, Class::Rejected(refusal.reason)));
         let number = connection.expect_refusal(publish.packet_id, publish.qos, refusal);
-        worker.appender.record(lane, &record, counted, Some((connection, number)));
+        worker.appender.record(lane, &record, counted, Some((connection, Some(number))));
+    }
+
+    /// Keeps the reason why a packet is not read; its bytes are not here.
+    fn reject_unread(&self, worker: &Worker, detail: String) {
+        let Connection { who, account, .. } = &*self.connection;
+        let reason = RejectReason::TooLarge;
+        let refused = Refused { reason, detail: &detail, source: "mqtt", payload: &[] };
+        let record = record::rejected(Origin::from(who), refused, worker.appender.now());
+        let lane = worker.appender.lane(Topic::Rejected, Slot::of(&who.tenant, &who.device));
+        worker.appender.record(lane, &record, Some((account, Class::Rejected(reason))), None);
     }
 
     /// The topic behind an alias, or `None` if the packet names its topic.
@@ -889,14 +953,30 @@ fn code_of(error: DecodeError) -> Code {
     }
 }
 
-/// How long a client is waited for. The timer ticks at three quarters of the keep-alive; two ticks without a
-/// packet are 1.5 times the keep-alive. A packet that was begun has less time, unless it keeps growing.
+/// How long a client is waited for. A packet that was begun has less time than the next one, unless it keeps growing.
+/// The timer is left alone while packets come; when it fires it is set for what is left of the silence.
 struct Patience {
-    tick: Seconds,
+    silence: Silence,
     packet: Seconds,
-    silent_ticks: u8,
+    /// A packet came since it was last waited for.
     heard: bool,
     begun: Option<Begun>,
+}
+
+/// A client that says nothing for 1.5 times its keep-alive is gone.
+struct Silence {
+    since: Instant,
+    keepalive: Seconds,
+}
+
+impl Silence {
+    /// How long it may still last; `None` if it is over.
+    fn left(&self, now: Instant) -> Option<Seconds> {
+        let max = Duration::from_millis(u64::from(self.keepalive.0) * 1_500);
+        let left = max.saturating_sub(now.saturating_duration_since(self.since));
+        let seconds = left.as_millis().div_ceil(1_000);
+        (seconds > 0).then(|| Seconds(u16::try_from(seconds).unwrap_or(u16::MAX)))
+    }
 }
 
 /// A packet of which a part has come.
@@ -908,9 +988,10 @@ struct Begun {
 
 impl Patience {
     fn new(io: &Io, keepalive: Seconds, packet: Seconds) -> Self {
-        let tick = Seconds((u32::from(keepalive.0) * 3).div_ceil(4).max(1) as u16);
-        io.start_timer(tick);
-        Self { tick, packet, silent_ticks: 0, heard: false, begun: None }
+        let patience =
+            Self { silence: Silence { since: Instant::now(), keepalive }, packet, heard: false, begun: None };
+        patience.goes_on_for(io, patience.silence.since);
+        patience
     }
 
     /// The next packet; `None` if the socket takes more again.
@@ -925,12 +1006,10 @@ impl Patience {
                 Ok(decoded) => match decoded.item {
                     Some(packet) => {
                         self.heard = true;
-                        if self.begun.take().is_some() {
-                            io.start_timer(self.tick);
-                        }
                         return Poll::Ready(Ok(Some(packet)));
                     }
                     None => {
+                        self.waits_for_the_next(io);
                         if decoded.remains + decoded.consumed > 0 || self.begun.is_some() {
                             self.waits_for_the_rest(io, decoded.remains);
                         }
@@ -954,6 +1033,16 @@ impl Patience {
         }
     }
 
+    /// The silence begins: after all packets that came together, and after this server's own time with them.
+    fn waits_for_the_next(&mut self, io: &Io) {
+        if std::mem::take(&mut self.heard) {
+            self.silence.since = Instant::now();
+            if self.begun.take().is_some() {
+                self.goes_on_for(io, self.silence.since);
+            }
+        }
+    }
+
     fn waits_for_the_rest(&mut self, io: &Io, bytes: usize) {
         match &mut self.begun {
             Some(begun) => begun.bytes = bytes,
@@ -966,15 +1055,23 @@ impl Patience {
 
     /// The timer fired: whether to wait on.
     fn goes_on(&mut self, io: &Io) -> bool {
+        self.waits_for_the_next(io);
         if let Some(begun) = &mut self.begun {
             let grown = begun.bytes.saturating_sub(begun.bytes_before);
             begun.bytes_before = begun.bytes;
             io.start_timer(self.packet);
             return grown >= PACKET_PROGRESS_BYTES_MIN;
         }
-        self.silent_ticks = if std::mem::take(&mut self.heard) { 0 } else { self.silent_ticks + 1 };
-        io.start_timer(self.tick);
-        self.silent_ticks < 2
+        self.goes_on_for(io, Instant::now())
+    }
+
+    /// Sets the timer for what is left of the silence, if anything is.
+    fn goes_on_for(&self, io: &Io, now: Instant) -> bool {
+        let left = self.silence.left(now);
+        if let Some(left) = left {
+            io.start_timer(left);
+        }
+        left.is_some()
     }
 }
 
@@ -984,5 +1081,24 @@ impl Version {
             Self::V3 => "3.1.1",
             Self::V5 => "5",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_lasts_one_and_a_half_keep_alives_from_the_last_packet() {
+        let since = Instant::now();
+        let left = |keepalive, after| {
+            let silence = Silence { since, keepalive: Seconds(keepalive) };
+            silence.left(since + Duration::from_millis(after)).map(|left| left.0)
+        };
+        assert_eq!((left(60, 0), left(60, 60_000)), (Some(90), Some(30)));
+        assert_eq!((left(60, 89_999), left(60, 90_000)), (Some(1), None));
+        assert_eq!((left(1, 0), left(1, 1_499), left(1, 1_500)), (Some(2), Some(1), None));
+        assert_eq!(left(u16::MAX, 0), Some(u16::MAX), "and then the rest");
+        assert_eq!(left(u16::MAX, 98_302_500), None);
     }
 }

@@ -1,22 +1,33 @@
-//! Which connection holds a client id, over all workers: the newer one wins.
+//! Which connection holds a client id, over all workers: the newer one wins, and all of a device's end when its
+//! access is taken back.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     hash::BuildHasher,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use dunlin_broker::SessionKey;
-use hashbrown::{HashMap, HashSet};
+use dunlin_model::{DeviceId, TenantId};
+use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::{account::Accounts, wire::Code};
 
 /// What one worker tells another, or the gateway tells all of them.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Another connection has this client id now.
-    TakenOver { connection: u64 },
+    /// Say why, and close.
+    Finish { connection: u64, ending: Ending },
     /// Answer what is under way, say goodbye, close; then say so.
     Leave { left: oneshot::Sender<()> },
+}
+
+/// Why a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) code: Code,
+    pub(crate) why: &'static str,
 }
 
 /// A worker's mailbox. At most one order per connection waits in it.
@@ -27,14 +38,18 @@ pub(crate) struct Sessions(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    homes: HashMap<SessionKey, Home>,
+    /// In order, so that a device's are together.
+    homes: BTreeMap<SessionKey, Home>,
     settled: Settled,
+    revocations: u64,
 }
 
 #[derive(Debug)]
 struct Home {
     connection: u64,
     worker: Orders,
+    /// It is to end: its worker was told.
+    ending: Option<Ending>,
     /// The connection that takes over, once this one has left.
     next: Option<oneshot::Sender<()>>,
 }
@@ -47,25 +62,61 @@ pub(crate) enum Entry {
     /// Another one has it, and was told. To be asked again when it has left; an error means that a still newer one
     /// came.
     Wait(oneshot::Receiver<()>),
+    /// Access was taken from a device since the client was let in: whether it still may is to be asked again.
+    Stale,
 }
 
 impl Sessions {
-    /// Asks for the client id, for `connection`.
-    pub(crate) fn enter(&self, key: &SessionKey, connection: u64, worker: &Orders) -> Entry {
+    /// How often access was taken from a device, of all.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.lock().revocations
+    }
+
+    /// Asks for the client id, for `connection`, whose client was let in when there were so many revocations.
+    pub(crate) fn enter(
+        &self,
+        key: &SessionKey,
+        connection: u64,
+        worker: &Orders,
+        revocations: u64,
+    ) -> Entry {
         let state = &mut *self.lock();
+        if state.revocations != revocations {
+            return Entry::Stale;
+        }
         match state.homes.get_mut(key) {
             None => {
-                let home = Home { connection, worker: worker.clone(), next: None };
+                let home = Home { connection, worker: worker.clone(), ending: None, next: None };
                 state.homes.insert(key.clone(), home);
                 Entry::In { settled: state.settled.contains(key) }
             }
             Some(home) => {
-                // A worker that has stopped has no connections left.
-                let _stopped = home.worker.send(Order::TakenOver { connection: home.connection });
+                home.finish(Ending {
+                    code: Code::TakenOver,
+                    why: "another connection has this client id now",
+                });
                 let (next, turn) = oneshot::channel();
                 home.next = Some(next);
                 Entry::Wait(turn)
             }
+        }
+    }
+
+    /// Why the connection is to end, if it is: its worker may have been told before it knew the connection.
+    pub(crate) fn ending(&self, key: &SessionKey, connection: u64) -> Option<Ending> {
+        let state = self.lock();
+        state.homes.get(key).filter(|home| home.connection == connection).and_then(|home| home.ending)
+    }
+
+    /// Ends every connection of the device; who is on the way in is asked about again.
+    fn revoke(&self, tenant: &TenantId, device: &DeviceId, ending: Ending) {
+        let state = &mut *self.lock();
+        state.revocations += 1;
+        let first =
+            SessionKey { tenant: (**tenant).into(), device: (**device).into(), client_id: Box::default() };
+        let is_of_the_device = |key: &SessionKey| key.tenant == first.tenant && key.device == first.device;
+        for (_, home) in state.homes.range_mut(first.clone()..).take_while(|(key, _)| is_of_the_device(key)) {
+            home.finish(ending);
         }
     }
 
@@ -86,8 +137,17 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Home {
+    fn finish(&mut self, ending: Ending) {
+        if self.ending.replace(ending).is_none() {
+            // A worker that has stopped has no connections left.
+            let _stopped = self.worker.send(Order::Finish { connection: self.connection, ending });
+        }
     }
 }
 
@@ -137,5 +197,33 @@ impl Settled {
     fn remove(&mut self, key: &SessionKey) {
         // Its place in the order stays until its turn; it may then forget a newer entry, which is the safe side.
         self.keys.remove(&Self::hash(key));
+    }
+}
+
+/// Takes access back that the directory gave, for whoever keeps the devices. To be told once the directory says no.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub(crate) sessions: Sessions,
+    pub(crate) accounts: Accounts,
+}
+
+/// What is no longer good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// A credential that the device may have come in with.
+    Token,
+    /// The device itself.
+    Device,
+}
+
+impl Access {
+    /// Ends the device's connections, and lets those that speak for it ask again whether they may.
+    pub fn revoke(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        self.accounts.of(tenant).revoked();
+        let (code, why) = match what {
+            Revoked::Token => (Code::NotAuthorized, "the token is not valid any more"),
+            Revoked::Device => (Code::Administrative, "the device is disabled"),
+        };
+        self.sessions.revoke(tenant, device, Ending { code, why });
     }
 }

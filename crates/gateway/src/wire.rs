@@ -58,6 +58,13 @@ pub(crate) enum Inbound {
     Unexpected,
 }
 
+impl Inbound {
+    /// Whether it adds to what this server has under way.
+    pub(crate) fn brings_something(&self) -> bool {
+        matches!(self, Self::Publish(..) | Self::Release(_) | Self::Answer { .. })
+    }
+}
+
 /// What a client's answer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AnswerTo {
@@ -151,11 +158,12 @@ pub(crate) enum Code {
     Malformed,
     Protocol,
     TopicAlias,
+    ReceiveMaximum,
     ServerBusy,
     ShuttingDown,
     KeepAlive,
     TakenOver,
-    ReceiveMaximum,
+    Administrative,
     /// This server is at fault.
     Panicked,
 }
@@ -510,11 +518,12 @@ impl Code {
             Self::Malformed => "malformed_packet",
             Self::Protocol => "protocol_error",
             Self::TopicAlias => "topic_alias_invalid",
+            Self::ReceiveMaximum => "receive_maximum_exceeded",
             Self::ServerBusy => "server_busy",
             Self::ShuttingDown => "server_shutting_down",
             Self::KeepAlive => "keep_alive_timeout",
             Self::TakenOver => "session_taken_over",
-            Self::ReceiveMaximum => "receive_maximum_exceeded",
+            Self::Administrative => "administrative_action",
             Self::Panicked => "panicked",
         }
     }
@@ -541,11 +550,12 @@ impl Code {
             Self::Malformed => R::MalformedPacket,
             Self::Protocol => R::ProtocolError,
             Self::TopicAlias => R::TopicAliasInvalid,
+            Self::ReceiveMaximum => R::ReceiveMaximumExceeded,
             Self::ServerBusy => R::ServerBusy,
             Self::ShuttingDown => R::ServerShuttingDown,
             Self::KeepAlive => R::KeepAliveTimeout,
             Self::TakenOver => R::SessionTakenOver,
-            Self::ReceiveMaximum => R::ReceiveMaximumExceeded,
+            Self::Administrative => R::AdministrativeAction,
             Self::Panicked => R::ImplementationSpecificError,
         }
     }

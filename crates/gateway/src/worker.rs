@@ -14,7 +14,7 @@ use dunlin_broker::Home;
 use dunlin_journal::{Journal, Topic};
 use dunlin_model::{Clock, EventKind, Slot};
 use ntex::channel::condition::Condition;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::{
     append::Appender,
@@ -22,11 +22,13 @@ use crate::{
     connection::{Connection, Connections},
     delivery::Inbox,
     directory::{Admitted, Directory},
+    http::HttpRoom,
     logs::LogBudget,
     metrics::Books,
     pubsub::PubSub,
     record::{self, Origin},
-    sessions::{Order, Orders, Sessions},
+    sessions::{Ending, Order, Orders, Sessions},
+    share::Shares,
     wire::Code,
 };
 
@@ -45,7 +47,7 @@ pub(crate) struct Shared {
     connection_ids: AtomicU64,
     client_ids: String,
     /// Bytes that HTTP requests may still bring.
-    pub(crate) http_room: Arc<Semaphore>,
+    pub(crate) http_room: HttpRoom,
     http_logs: Mutex<LogBudget>,
 }
 
@@ -58,7 +60,7 @@ impl Shared {
         clock: Clock,
         books: Books,
     ) -> Self {
-        let http_room = Arc::new(Semaphore::new(config.http_inflight_bytes_max));
+        let http_room = HttpRoom::new(&config);
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
             config,
@@ -98,6 +100,7 @@ pub(crate) struct Worker {
     /// Where sessions say that there is something to be sent.
     pub(crate) inbox: Arc<dyn Home>,
     pub(crate) connections: Connections,
+    pub(crate) shares: Shares,
     pub(crate) logs: Rc<LogBudget>,
     leaving: Cell<bool>,
     emptied: Condition<()>,
@@ -108,13 +111,14 @@ impl Worker {
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
         let (orders, mailbox) = mpsc::unbounded_channel();
         let logs = Rc::new(LogBudget::new());
+        let inflight_bytes_max = (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1);
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
             shared.pubsub.clone(),
             shared.clock.clone(),
             shared.config.time.clone(),
-            (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1),
-            shared.books.metrics.clone(),
+            inflight_bytes_max,
+            &shared.books,
             logs.clone(),
         ));
         {
@@ -129,6 +133,7 @@ impl Worker {
             orders,
             inbox: inbox.clone(),
             connections: Connections::default(),
+            shares: Shares::new(inflight_bytes_max),
             logs,
             leaving: Cell::new(false),
             emptied: Condition::new(),
@@ -147,7 +152,7 @@ impl Worker {
     async fn obey(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = mailbox.recv().await {
             match order {
-                Order::TakenOver { connection } => self.take_over(connection),
+                Order::Finish { connection, ending } => self.finish(connection, ending),
                 Order::Leave { left } => {
                     self.leave().await;
                     let _nobody_waits = left.send(());
@@ -156,10 +161,10 @@ impl Worker {
         }
     }
 
-    fn take_over(&self, connection: u64) {
-        let taken = self.connections.borrow().get(&connection).cloned();
-        if let Some(taken) = taken {
-            taken.finish(Code::TakenOver, "another connection has this client id now");
+    fn finish(&self, connection: u64, Ending { code, why }: Ending) {
+        let connection = self.connections.borrow().get(&connection).cloned();
+        if let Some(connection) = connection {
+            connection.finish(code, why);
         }
     }
 
@@ -184,6 +189,7 @@ impl Worker {
 
     pub(crate) fn leaves(&self, connection: &Connection) {
         self.connections.borrow_mut().remove(&connection.id);
+        self.shares.leave(&connection.share);
         self.shared.books.metrics.connections.dec();
         if self.connections.borrow().is_empty() {
             self.emptied.notify();

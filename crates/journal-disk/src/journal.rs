@@ -2,6 +2,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -14,7 +15,7 @@ use std::{
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, Offset, Partition, ReadError, Topic,
 };
-use dunlin_model::{Clock, Timestamp, limits::BATCH_BYTES_MAX};
+use dunlin_model::{Clock, Timestamp, limits::BATCH_BYTES_MAX, panic_words};
 use futures::future::{self, BoxFuture, FutureExt};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,7 @@ impl DiskJournal {
             retention_clock: Mutex::new(newest_at.map_or(clock.now(), |t| t.min(clock.now()))),
             housekeeper: Mutex::new(None),
             has_ended: AtomicBool::new(false),
+            broken: watch::Sender::new(None),
             clock,
             config,
         });
@@ -147,6 +149,21 @@ impl DiskJournal {
     /// seconds; may be called at any time. The retention's clock follows the server's by at most an hour per call.
     pub fn trim_once(&self) -> io::Result<usize> {
         housekeeping::trim(&self.log)
+    }
+
+    /// Comes back, with the reason, once a thread of the journal has panicked. From then on it takes nothing, and in
+    /// this process it will not again: what its threads knew is lost, and the next opening finds out from the disk.
+    pub fn broken(&self) -> BoxFuture<'static, String> {
+        let mut broken = self.log.broken.subscribe();
+        async move {
+            let reason = broken.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                // Closed before it could break.
+                None => future::pending().await,
+            }
+        }
+        .boxed()
     }
 }
 
@@ -238,9 +255,8 @@ impl Drop for DiskJournal {
     fn drop(&mut self) {
         self.log.queue.close();
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!(dir = %self.log.config.dir.display(), "a thread of the journal panicked");
-            }
+            // One that panicked has said so.
+            let _ = thread.join();
         }
     }
 }
@@ -265,6 +281,8 @@ pub(crate) struct Log {
     retention_clock: Mutex<Timestamp>,
     housekeeper: Mutex<Option<Thread>>,
     has_ended: AtomicBool,
+    /// Why one of the threads is no more.
+    broken: watch::Sender<Option<String>>,
 }
 
 impl Log {
@@ -384,7 +402,7 @@ fn start(
     let housekeeper = {
         let log = Arc::clone(log);
         thread::Builder::new().name("journal-house".into()).spawn(move || {
-            housekeeping::run(&log);
+            supervised(&log, || housekeeping::run(&log));
             ended.send_replace(true);
         })?
     };
@@ -392,22 +410,25 @@ fn start(
     let writer = {
         let log = Arc::clone(log);
         thread::Builder::new().name("journal-writer".into()).spawn(move || {
-            let _last = EndsHousekeeping(Arc::clone(&log));
-            committer.run(trouble);
+            supervised(&log, || committer.run(trouble));
+            // The housekeeper outlives the writer.
+            log.has_ended.store(true, Ordering::Release);
+            log.wake_housekeeper();
         })?
     };
     Ok((vec![writer, housekeeper], when_ended))
 }
 
-/// The housekeeper outlives the writer, and ends also if that one panicked.
-struct EndsHousekeeping(Arc<Log>);
-
-impl Drop for EndsHousekeeping {
-    fn drop(&mut self) {
-        self.0.queue.close();
-        self.0.has_ended.store(true, Ordering::Release);
-        self.0.wake_housekeeper();
-    }
+/// A thread that panics takes the journal with it: nobody knows in which state it left what it was about, and an
+/// append must not wait for somebody who is no more.
+fn supervised(log: &Log, work: impl FnOnce()) {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else { return };
+    let thread = thread::current();
+    let reason = format!("{} panicked: {}", thread.name().unwrap_or("a thread"), panic_words(&*panic));
+    tracing::error!(dir = %log.config.dir.display(), reason, "the journal takes nothing any more");
+    log.broken.send_replace(Some(reason));
+    log.queue.close();
+    log.queue.refuse(AppendError::Closed, Health::Closed);
 }
 
 /// What a directory was made with.

@@ -18,7 +18,9 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     /// How many partitions a topic has. At least one, and fixed while the journal is open.
     fn partitions(&self, topic: Topic) -> u16;
 
-    /// Appends a batch. Dropping the future does not take the batch back.
+    /// Appends a batch; its place among the others is decided by the call, not by the first poll. A future that is
+    /// dropped leaves the outcome unknown: a batch on its way to the disk is written, one that still waited for room
+    /// may not be. Whoever counts on it waits for it.
     fn append(&self, at: Partition, batch: Batch) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
     /// The records from `from` on, in order: about `bytes_max` bytes of them, at least one batch if there is any,
@@ -149,14 +151,13 @@ impl Batch {
         self.push_with(|out| out.extend_from_slice(record));
     }
 
-    /// Adds the record that `encode` appends to the buffer.
+    /// Adds the record that `encode` appends to the buffer. If that panics the batch is as it was: it carries the
+    /// records of others.
     pub fn push_with(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 4]);
-        encode(&mut self.bytes);
-        let len = u32::try_from(self.bytes.len() - start - 4).expect("a record is far smaller than 4 GiB");
-        self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
-        self.records += 1;
+        let record = Unfinished { start: self.bytes.len(), batch: self };
+        record.batch.bytes.extend_from_slice(&[0; 4]);
+        encode(&mut record.batch.bytes);
+        record.finish();
     }
 
     pub fn len(&self) -> u32 {
@@ -173,6 +174,28 @@ impl Batch {
 
     pub fn into_bytes(self) -> Bytes {
         self.bytes.into()
+    }
+}
+
+/// A record that is being added to a batch; dropped, it is taken out again.
+struct Unfinished<'a> {
+    batch: &'a mut Batch,
+    start: usize,
+}
+
+impl Unfinished<'_> {
+    fn finish(mut self) {
+        let (start, bytes) = (self.start, &mut self.batch.bytes);
+        let len = u32::try_from(bytes.len() - start - 4).expect("a record is far smaller than 4 GiB");
+        bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+        self.batch.records += 1;
+        self.start = usize::MAX;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.batch.bytes.truncate(self.start);
     }
 }
 

@@ -19,7 +19,7 @@ pub mod avro; // all of these on the wire and on disk
 pub mod limits;
 
 pub use alert::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
-pub use cause::chain;
+pub use cause::{chain, panic_words};
 pub use clock::Clock;
 pub use event::{Event, EventKind};
 pub use event_time::{TimePolicy, TimeSource};

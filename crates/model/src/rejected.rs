@@ -36,6 +36,17 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::PayloadFormat,
+        Self::InvalidValue,
+        Self::TooLarge,
+        Self::UnknownTopic,
+        Self::NotAuthorized,
+        Self::QuotaExceeded,
+        Self::Unprocessable,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PayloadFormat => "payload_format",
@@ -48,6 +59,16 @@ impl RejectReason {
         }
     }
 }
+
+/// Who counts by reason takes a reason's number for its place.
+const _: () = {
+    let mut n = 0;
+    while n < RejectReason::ALL.len() {
+        assert!(RejectReason::ALL[n] as usize == n);
+        n += 1;
+    }
+    assert!(RejectReason::Unprocessable as usize == RejectReason::ALL.len() - 1, "the last one");
+};
 
 mod serde_bytes_vec {
     use serde::{Deserializer, Serializer, de::Visitor};

@@ -2,13 +2,18 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 
+use dunlin_model::panic_words;
 use tokio::sync::{oneshot, watch};
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// A run of this length before a panic was no failed start: the pauses begin anew.
+const RAN_WELL: Duration = Duration::from_secs(60);
 
 /// A consumer's thread; dropped, it stops when it next looks.
 #[derive(Debug)]
@@ -22,19 +27,37 @@ pub(crate) struct Worker {
 pub(crate) struct Stop(watch::Receiver<bool>);
 
 impl Worker {
-    /// Runs `work` on its own thread with a runtime for timers, below the priority of what devices wait for.
+    /// Runs `work` on its own thread with a runtime for timers, below the priority of what devices wait for. Work that
+    /// panics is told to `broke` and begun anew after a pause: it must take up from what it committed.
     pub(crate) fn spawn<F: Future<Output = ()>>(
         name: String,
         nice: i32,
-        work: impl FnOnce(Stop) -> F + Send + 'static,
+        mut work: impl FnMut(Stop) -> F + Send + 'static,
+        broke: impl Fn(String) + Send + 'static,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (finished, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        std::thread::Builder::new().name(name).spawn(move || {
+        std::thread::Builder::new().name(name.clone()).spawn(move || {
             // Refused at worst, and then it runs at the priority of the rest.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
-            runtime.block_on(work(Stop(stopped)));
+            let mut stop = Stop(stopped);
+            let mut backoff = Backoff::default();
+            loop {
+                let began = Instant::now();
+                let run = AssertUnwindSafe(|| runtime.block_on(work(stop.clone())));
+                let Err(panic) = catch_unwind(run) else { break };
+                if began.elapsed() >= RAN_WELL {
+                    backoff = Backoff::default();
+                }
+                let (reason, pause) = (format!("panicked: {}", panic_words(&*panic)), backoff.next());
+                tracing::error!(thread = name, reason, ?pause, "taken up again from where it committed");
+                broke(reason);
+                runtime.block_on(stop.sleep(pause));
+                if stop.is_asked() {
+                    break;
+                }
+            }
             let _ = finished.send(());
         })?;
         Ok(Self { stop, done })
@@ -44,7 +67,7 @@ impl Worker {
         let _ = self.stop.send(true);
     }
 
-    /// Returns when the thread is through. An error of the channel means it panicked, and said so.
+    /// Returns when the thread is through.
     pub(crate) async fn stopped(self) {
         self.ask_to_stop();
         let _ = self.done.await;
@@ -92,7 +115,7 @@ impl Backoff {
 }
 
 /// Something to be done again and again, not more often than every `period`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Every {
     period: Duration,
     last: Instant,

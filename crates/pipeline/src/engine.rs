@@ -113,6 +113,14 @@ pub struct Engine {
     newest_received: Timestamp,
     accounts: BTreeMap<Box<str>, Account>,
     forgotten: u64,
+    broken: Vec<Broken>,
+}
+
+/// A device on which a rule broke while nothing came from it. It starts afresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub tenant: Box<str>,
+    pub device: Box<str>,
 }
 
 /// The hash makes the order independent of where a device is kept.
@@ -137,6 +145,7 @@ impl Engine {
             newest_received: Timestamp::MIN,
             accounts: BTreeMap::new(),
             forgotten: 0,
+            broken: Vec::new(),
         }
     }
 
@@ -163,9 +172,13 @@ impl Engine {
         fate
     }
 
-    /// What the passing of time alone brings about. `now` must not be ahead of any record still to come.
-    pub fn tick(&mut self, now: Timestamp, out: &mut Vec<AlertTransition>) {
-        self.follow_clock(now);
+    /// What the passing of time alone brings about, up to `settled`: no record still to come is older. `now` is the
+    /// server's clock, of which it may be far behind.
+    pub fn tick(&mut self, now: Timestamp, settled: Timestamp, out: &mut Vec<AlertTransition>) {
+        let settled = settled.min(now);
+        if settled > self.newest_received || now + CLOCK_UNEVENNESS_MAX < self.newest_received {
+            self.newest_received = settled;
+        }
         self.run_due(out);
     }
 
@@ -206,6 +219,11 @@ impl Engine {
     /// Devices forgotten since the start, for silence or for room.
     pub fn forgotten_count(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Devices on which a rule broke as time passed, since this was last asked.
+    pub fn take_broken(&mut self) -> Vec<Broken> {
+        std::mem::take(&mut self.broken)
     }
 
     /// A rule that panics costs its own device's state and nothing else.
@@ -321,7 +339,18 @@ impl Engine {
         while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.second <= now) {
             self.due.pop();
             if self.is_current(due) {
-                self.look_at(due.device, now, out);
+                self.look_at_contained(due.device, now, out);
+            }
+        }
+    }
+
+    /// As `contain`, for what silence alone brings about.
+    fn look_at_contained(&mut self, slot: u32, now_second: i64, out: &mut Vec<AlertTransition>) {
+        let said = out.len();
+        if catch_unwind(AssertUnwindSafe(|| self.look_at(slot, now_second, out))).is_err() {
+            out.truncate(said);
+            if let Some(device) = self.remove(slot) {
+                self.broken.push(Broken { tenant: device.tenant.as_ref().into(), device: device.name });
             }
         }
     }

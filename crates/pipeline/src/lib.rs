@@ -2,19 +2,24 @@
 //! what was refused.
 
 mod pipeline; // the rules, running: one thread a partition
-mod rejected;
-mod store; // telemetry into the store // refused messages, counted
 
-pub mod engine;
-pub mod rules; // rules as data // what the rules say of a partition
+mod store; // telemetry into the store
+
+mod rejected; // refused messages, counted
+
+pub mod rules; // rules as data
+
+pub mod engine; // what the rules say of a partition
 
 mod checkpoint; // an engine's state and position on disk
-mod consumer;
-mod copies; // which messages came before // reading a partition, waiting, trying again
+
+mod consumer; // reading a partition, waiting, trying again
+
+mod copies; // which messages came before
 
 pub use copies::RecentIds;
 pub use engine::{Account, Limits};
-pub use pipeline::{Config, PartitionStatus, Pipeline, PipelineView, StartError, Status};
+pub use pipeline::{Config, Inflow, PartitionStatus, Pipeline, PipelineView, StartError, Status};
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
 pub use store::{StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};

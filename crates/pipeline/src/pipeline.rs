@@ -7,7 +7,7 @@ mod metrics;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,7 +15,7 @@ use std::{
 
 use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{
-    AlertTransition, Clock, Record, RejectReason, Rejected,
+    AlertTransition, Clock, Record, RejectReason, Rejected, Timestamp,
     avro::{self, Datum},
     chain,
     limits::REJECTED_BYTES_MAX,
@@ -28,14 +28,14 @@ use tokio::sync::watch;
 use crate::{
     Account, Limits, RuleSet, checkpoint,
     consumer::{Backoff, Every, Stop, Worker},
-    engine::{Engine, Fate, State},
+    engine::{Broken, Engine, Fate, State},
 };
 
 /// Records behind at which the rules go on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
 const CONSUMER: &str = "pipeline";
-/// How far a tick stays behind the clock: a record on its way into the journal must not be older than it.
+/// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
 const TICK_MARGIN: Duration = Duration::from_secs(2);
 const TICK_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,13 @@ impl Default for Config {
             nice: 5,
         }
     }
+}
+
+/// Tells what is on its way into the journal, so that time does not pass before it is there.
+pub trait Inflow: fmt::Debug + Send + Sync + 'static {
+    /// When the oldest telemetry was received that is not in the journal yet and may still come; `None` if there is
+    /// none.
+    fn oldest_under_way(&self) -> Option<Timestamp>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +129,14 @@ impl PipelineView {
         status
     }
 
+    /// Why partitions do not move, of those that do not.
+    pub fn stalled(&self) -> Vec<String> {
+        let of = |(index, shown): (usize, &Shown)| {
+            lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
+        };
+        self.0.iter().enumerate().filter_map(of).collect()
+    }
+
     /// How far the rules are in a partition.
     pub fn position(&self, partition: u16) -> Option<Offset> {
         self.0.get(usize::from(partition)).map(|shown| lock(shown).position)
@@ -133,6 +148,7 @@ impl Pipeline {
     pub fn start(
         config: Config,
         journal: Arc<dyn Journal>,
+        inflow: Arc<dyn Inflow>,
         rules: RuleSet,
         dir: &Path,
         clock: Clock,
@@ -151,6 +167,7 @@ impl Pipeline {
                 checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
                 config: config.clone(),
                 journal: journal.clone(),
+                inflow: inflow.clone(),
                 in_force: in_force.clone(),
                 clock: clock.clone(),
                 metrics: metrics.clone(),
@@ -158,10 +175,14 @@ impl Pipeline {
                 position: Offset::ZERO,
                 saved: None,
             };
-            let worker =
-                Worker::spawn(format!("rules-{index}"), config.nice, |stop| worker.run(stop)).map_err(
-                    |source| StartError::Thread { what: format!("rules on partition {index}"), source },
-                )?;
+            let told = shown.clone();
+            let worker = Worker::spawn(
+                format!("rules-{index}"),
+                config.nice,
+                move |stop| worker.clone().run(stop),
+                move |reason| lock(&told).stalled = Some(reason),
+            )
+            .map_err(|source| StartError::Thread { what: format!("rules on partition {index}"), source })?;
             pipeline.workers.push(worker);
             pipeline.shown.push(shown);
         }
@@ -187,12 +208,14 @@ impl Pipeline {
     }
 }
 
-/// One partition.
+/// One partition. Begun anew, it knows nothing but its checkpoint.
+#[derive(Clone)]
 struct Rules {
     at: Partition,
     file: PathBuf,
     config: Config,
     journal: Arc<dyn Journal>,
+    inflow: Arc<dyn Inflow>,
     in_force: watch::Receiver<RuleSet>,
     clock: Clock,
     metrics: Metrics,
@@ -226,7 +249,7 @@ impl Rules {
                 Ok(entries) => {
                     backoff = Backoff::default();
                     self.evaluate(&mut engine, &entries, stop).await?;
-                    if tick_due.is_due() && self.is_at_end() {
+                    if tick_due.is_due() {
                         self.tick(&mut engine, stop).await?;
                     }
                     self.show(&engine, None);
@@ -284,9 +307,13 @@ impl Rules {
                 Engine::new(self.config.limits.clone(), &rules)
             }
         };
+        // Before the first checkpoint, too: retention spares only the consumers it knows.
+        self.commit().await;
         self.prime(&mut engine, extent.oldest, stop).await?;
         self.say(out, stop).await?;
-        self.show(&engine, None);
+        // What stopped the last run is over once this one has got through a stretch.
+        let stalled = lock(&self.shown).stalled.clone();
+        self.show(&engine, stalled);
         Ok(engine)
     }
 
@@ -347,6 +374,7 @@ impl Rules {
             }
         }
         self.say(out, stop.clone()).await?;
+        self.tell_broken(engine);
         if !broken.is_empty() {
             tracing::error!(partition = %self.at, records = broken.len(), "rules broke on records; moved to `rejected`");
             self.append(Partition::new(Topic::Rejected, 0), broken, stop.clone()).await?;
@@ -358,10 +386,28 @@ impl Rules {
         Ok(())
     }
 
+    /// Lets time pass up to what is settled: however long a record takes into the journal, it finds the windows open
+    /// that it finds open in a replay.
     async fn tick(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
+        // In this order: what was received before `now` and is not under way any more stands in the journal by the
+        // time its end is looked at.
+        let now = self.clock.now();
+        let settled = self.inflow.oldest_under_way().unwrap_or(now).min(now) - TICK_MARGIN;
+        if !self.is_at_end() {
+            return Ok(());
+        }
         let mut out = Vec::new();
-        engine.tick(self.clock.now() - TICK_MARGIN, &mut out);
+        engine.tick(now, settled, &mut out);
+        self.tell_broken(engine);
         self.say(out, stop.clone()).await
+    }
+
+    /// There is no record to lay aside for them: it broke on what silence brings about.
+    fn tell_broken(&self, engine: &mut Engine) {
+        for Broken { tenant, device } in engine.take_broken() {
+            self.metrics.broken.inc();
+            tracing::error!(partition = %self.at, %tenant, %device, "a rule broke on a silent device; the device starts afresh");
+        }
     }
 
     async fn change_rules(&mut self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
@@ -422,6 +468,10 @@ impl Rules {
         self.saved = Some(self.position);
         lock(&self.shown).windows = engine.window_count();
         self.metrics.checkpoints.inc();
+        self.commit().await;
+    }
+
+    async fn commit(&self) {
         if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
             tracing::warn!(partition = %self.at, error = chain(&error), "position of the rules not committed");
         }

@@ -68,7 +68,7 @@ impl Default for StoreConfig {
 #[derive(Debug)]
 pub struct StoreWriter {
     worker: Worker,
-    shown: Shown,
+    view: StoreView,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -81,7 +81,7 @@ pub struct StoreStatus {
     pub backlog: BTreeMap<String, u64>,
     /// Records that could not be decoded, since the start; their bytes are in `rejected`.
     pub undecodable: u64,
-    /// Why nothing moves, if nothing does.
+    /// Why nothing moves or nothing becomes durable, if so.
     pub stalled: Option<String>,
 }
 
@@ -96,11 +96,17 @@ type Shown = Arc<Mutex<StoreStatus>>;
 
 /// Shows how the writer stands, also while somebody else stops it.
 #[derive(Debug, Clone)]
-pub struct StoreView(Shown);
+pub struct StoreView {
+    shown: Shown,
+    tsdb: Arc<dyn Tsdb>,
+}
 
 impl StoreView {
     pub fn status(&self) -> StoreStatus {
-        lock(&self.0).clone()
+        let mut status = lock(&self.shown).clone();
+        // What was read is not lost while it cannot become durable, but the journal cannot let go of it either.
+        status.stalled = status.stalled.or_else(|| self.tsdb.stalled());
+        status
     }
 }
 
@@ -113,6 +119,7 @@ impl StoreWriter {
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
         let shown = Shown::default();
+        let view = StoreView { shown: shown.clone(), tsdb: tsdb.clone() };
         let metrics = Metrics::new(registry);
         let nice = config.nice;
         let end_of = |index| journal.extent(Partition::new(Topic::Telemetry, index)).next;
@@ -128,13 +135,16 @@ impl StoreWriter {
             metrics,
             shown: shown.clone(),
         };
-        let worker = Worker::spawn("store".into(), nice, |stop| writer.run(stop))
-            .map_err(|source| StartError::Thread { what: "the store writer".into(), source })?;
-        Ok(Self { worker, shown })
+        let told = shown.clone();
+        let work = move |stop| writer.anew().run(stop);
+        let worker =
+            Worker::spawn("store".into(), nice, work, move |reason| lock(&told).stalled = Some(reason))
+                .map_err(|source| StartError::Thread { what: "the store writer".into(), source })?;
+        Ok(Self { worker, view })
     }
 
     pub fn view(&self) -> StoreView {
-        StoreView(self.shown.clone())
+        self.view.clone()
     }
 
     /// Writes what is in the journal by now, then ends. The caller flushes the store.
@@ -170,9 +180,25 @@ struct Place {
 struct Failed(String);
 
 impl Writer {
+    /// Knows nothing but what the store will say of its position.
+    fn anew(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            tsdb: self.tsdb.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            shown: self.shown.clone(),
+            backlog_ends: self.backlog_ends.clone(),
+            partitions: Vec::new(),
+            commit_due: self.commit_due.clone(),
+        }
+    }
+
     async fn run(mut self, mut stop: Stop) {
         let mut progress = self.journal.progress();
         let mut backoff = Backoff::default();
+        self.hold_back().await;
         for index in 0..self.journal.partitions(Topic::Telemetry) {
             let Some(place) = self.placed(Partition::new(Topic::Telemetry, index), &mut stop).await else {
                 return;
@@ -209,6 +235,19 @@ impl Writer {
                         return;
                     }
                 }
+            }
+        }
+    }
+
+    /// Tells the journal from where this store needs it, before there is anything durable: retention spares only those
+    /// it knows.
+    async fn hold_back(&self) {
+        let durable: BTreeMap<Partition, Offset> = self.tsdb.durable_positions().into_iter().collect();
+        for index in 0..self.journal.partitions(Topic::Telemetry) {
+            let at = Partition::new(Topic::Telemetry, index);
+            let position = durable.get(&at).copied().unwrap_or_else(|| self.journal.extent(at).oldest);
+            if let Err(error) = self.journal.commit(CONSUMER, at, position).await {
+                tracing::warn!(partition = %at, error = chain(&error), "position of the store not committed");
             }
         }
     }

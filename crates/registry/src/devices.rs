@@ -1,4 +1,7 @@
+use std::collections::{BTreeSet, HashMap};
+
 use dunlin_model::{DeviceId, DeviceType, TenantId, Timestamp};
+use sqlx::{QueryBuilder, Sqlite};
 
 use crate::{Registry, RegistryError, Token, is_unique_violation, tokens};
 
@@ -22,6 +25,18 @@ pub struct NewDevice {
     pub is_gateway: bool,
 }
 
+/// Why a gateway device has no child of a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoChild {
+    #[error("a device of this name exists and is not a child of this one")]
+    NotOfThisParent,
+    #[error("a device has at most {children_max} children")]
+    TooMany { children_max: u64 },
+}
+
+/// Names in one question: below what SQLite and PostgreSQL take of parameters.
+const QUERY_NAMES_MAX: usize = 500;
+
 type Row = (String, String, String, Option<String>, bool, bool, i64);
 
 impl Registry {
@@ -29,7 +44,7 @@ impl Registry {
     pub async fn add_device(&self, tenant: &TenantId, device: &NewDevice) -> Result<Token, RegistryError> {
         let token = Token::random("dnd")?;
         let mut tx = self.writer.begin().await?;
-        self.insert_device(&mut tx, tenant, device, None).await?;
+        self.insert_device(&mut tx, tenant, device).await?;
         self.insert_token(&mut tx, tenant, &device.name, &token).await?;
         tx.commit().await?;
         Ok(token)
@@ -57,6 +72,25 @@ impl Registry {
         self.insert_token(&mut tx, tenant, device, &token).await?;
         tx.commit().await?;
         Ok(token)
+    }
+
+    /// A device that is disabled keeps its tokens and comes in with none of them.
+    pub async fn set_device_enabled(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        enabled: bool,
+    ) -> Result<(), RegistryError> {
+        let done = sqlx::query("UPDATE devices SET enabled = $3 WHERE tenant = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(device.as_str())
+            .bind(enabled)
+            .execute(&self.writer)
+            .await?;
+        match done.rows_affected() {
+            0 => Err(RegistryError::NotFound { what: "device", name: device.to_string() }),
+            _ => Ok(()),
+        }
     }
 
     pub async fn device_by_token(&self, token: &str) -> Result<Option<Device>, RegistryError> {
@@ -102,22 +136,98 @@ impl Registry {
         rows.into_iter().map(device_of).collect()
     }
 
-    /// The child of a gateway device; made at its first message, with the gateway's own type. `None`: a device of
-    /// that name exists and is not the gateway's child.
-    pub async fn child_of(&self, parent: &Device, name: &DeviceId) -> Result<Option<Device>, RegistryError> {
-        let is_child = |d: &Device| d.parent.as_ref() == Some(&parent.name);
-        if let Some(found) = self.device(&parent.tenant, name).await? {
-            return Ok(Some(found).filter(is_child));
+    /// The children of a gateway device, in the order of `names`; those that nobody has are made now, all in one
+    /// transaction, with the gateway's own type.
+    pub async fn children_of(
+        &self,
+        parent: &Device,
+        names: &[DeviceId],
+        children_max: u64,
+    ) -> Result<Vec<Result<Device, NoChild>>, RegistryError> {
+        let mut known = self.devices_named(&parent.tenant, names).await?;
+        let missing: BTreeSet<&DeviceId> = names.iter().filter(|name| !known.contains_key(*name)).collect();
+        if !missing.is_empty() && self.child_count(&self.readers, parent).await? < children_max {
+            self.make_children(parent, missing.iter().copied(), children_max).await?;
+            let made: Vec<DeviceId> = missing.into_iter().cloned().collect();
+            known.extend(self.devices_named(&parent.tenant, &made).await?);
         }
-        let new =
-            NewDevice { name: name.clone(), device_type: parent.device_type.clone(), is_gateway: false };
+        let children = names.iter().map(|name| match known.get(name) {
+            Some(device) if device.parent.as_ref() == Some(&parent.name) => Ok(device.clone()),
+            Some(_) => Err(NoChild::NotOfThisParent),
+            None => Err(NoChild::TooMany { children_max }),
+        });
+        Ok(children.collect())
+    }
+
+    async fn devices_named(
+        &self,
+        tenant: &TenantId,
+        names: &[DeviceId],
+    ) -> Result<HashMap<DeviceId, Device>, RegistryError> {
+        let mut found = HashMap::with_capacity(names.len());
+        for names in names.chunks(QUERY_NAMES_MAX) {
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
+                 FROM devices WHERE tenant = ",
+            );
+            query.push_bind(tenant.as_str()).push(" AND name IN (");
+            let mut list = query.separated(", ");
+            for name in names {
+                list.push_bind(name.as_str());
+            }
+            query.push(")");
+            for row in query.build_query_as::<Row>().fetch_all(&self.readers).await? {
+                let device = device_of(row)?;
+                found.insert(device.name.clone(), device);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes as many of them as there is room for, and none that exists.
+    async fn make_children(
+        &self,
+        parent: &Device,
+        names: impl Iterator<Item = &DeviceId>,
+        children_max: u64,
+    ) -> Result<(), RegistryError> {
         let mut tx = self.writer.begin().await?;
-        match self.insert_device(&mut tx, &parent.tenant, &new, Some(&parent.name)).await {
-            Ok(()) => tx.commit().await?,
-            Err(RegistryError::Exists { .. }) => tx.rollback().await?,
-            Err(error) => return Err(error),
+        let mut room = children_max.saturating_sub(self.child_count(&mut *tx, parent).await?);
+        for name in names {
+            if room == 0 {
+                break;
+            }
+            let made = sqlx::query(
+                "INSERT INTO devices (tenant, name, device_type, parent, is_gateway, enabled, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, name) DO NOTHING",
+            )
+            .bind(parent.tenant.as_str())
+            .bind(name.as_str())
+            .bind(parent.device_type.as_str())
+            .bind(parent.name.as_str())
+            .bind(false)
+            .bind(true)
+            .bind(self.clock.now().as_micros())
+            .execute(&mut *tx)
+            .await?;
+            room -= made.rows_affected();
         }
-        Ok(self.device(&parent.tenant, name).await?.filter(is_child))
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn child_count<'e>(
+        &self,
+        executor: impl sqlx::SqliteExecutor<'e>,
+        parent: &Device,
+    ) -> Result<u64, RegistryError> {
+        let (count,): (i64,) =
+            sqlx::query_as("SELECT COUNT(*) FROM devices WHERE tenant = $1 AND parent = $2")
+                .bind(parent.tenant.as_str())
+                .bind(parent.name.as_str())
+                .fetch_one(executor)
+                .await?;
+        Ok(count.unsigned_abs())
     }
 
     async fn insert_device(
@@ -125,16 +235,14 @@ impl Registry {
         tx: &mut sqlx::SqliteConnection,
         tenant: &TenantId,
         device: &NewDevice,
-        parent: Option<&DeviceId>,
     ) -> Result<(), RegistryError> {
         sqlx::query(
-            "INSERT INTO devices (tenant, name, device_type, parent, is_gateway, enabled, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO devices (tenant, name, device_type, is_gateway, enabled, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(tenant.as_str())
         .bind(device.name.as_str())
         .bind(device.device_type.as_str())
-        .bind(parent.map(|p| p.as_str()))
         .bind(device.is_gateway)
         .bind(true)
         .bind(self.clock.now().as_micros())

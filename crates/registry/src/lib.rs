@@ -11,7 +11,7 @@ mod alerts; // what is wrong, and who has been told
 use std::{path::Path, time::Duration};
 
 pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification, TrimmedAlerts};
-pub use devices::{Device, NewDevice};
+pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,

@@ -1,5 +1,6 @@
 use dunlin_model::{
-    AlertPhase, AlertTransition, Clock, DeviceType, Fingerprint, Severity, TenantId, Timestamp, TransitionId,
+    AlertPhase, AlertTransition, Clock, DeviceId, DeviceType, Fingerprint, Severity, TenantId, Timestamp,
+    TransitionId,
 };
 
 use super::*;
@@ -31,7 +32,12 @@ async fn a_device_is_known_by_its_tokens_and_across_a_reopen() {
 
     let second = registry.add_device_token(&tenant, &device.name, true).await.unwrap();
     assert!(registry.device_by_token(first.reveal()).await.unwrap().is_none(), "revoked");
-    assert!(registry.device_by_token(second.reveal()).await.unwrap().is_some());
+    assert!(registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
+
+    registry.set_device_enabled(&tenant, &device.name, false).await.unwrap();
+    assert!(!registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
+    let nobody = registry.set_device_enabled(&tenant, &"nobody".parse().unwrap(), false).await;
+    assert!(matches!(nobody, Err(RegistryError::NotFound { .. })));
 }
 
 #[tokio::test]
@@ -60,10 +66,38 @@ async fn a_gateway_speaks_for_its_own_children_only() {
     registry.add_device(&tenant, &named("stranger", false)).await.unwrap();
     let gateway = registry.device(&tenant, &"gw-1".parse().unwrap()).await.unwrap().unwrap();
 
-    let child = registry.child_of(&gateway, &"meter-1".parse().unwrap()).await.unwrap().unwrap();
-    assert_eq!(child.parent.as_deref(), Some("gw-1"));
-    assert_eq!(registry.child_of(&gateway, &child.name).await.unwrap(), Some(child));
-    assert_eq!(registry.child_of(&gateway, &"stranger".parse().unwrap()).await.unwrap(), None);
+    let names = ["meter-1", "stranger"].map(|name| name.parse().unwrap());
+    let found = registry.children_of(&gateway, &names, 10).await.unwrap();
+    let child = found[0].clone().unwrap();
+    assert_eq!((child.name.as_str(), child.parent.as_deref()), ("meter-1", Some("gw-1")));
+    assert_eq!(found[1], Err(NoChild::NotOfThisParent));
+    assert_eq!(registry.children_of(&gateway, &names, 10).await.unwrap(), found, "and made once");
+}
+
+#[tokio::test]
+async fn a_gateway_has_so_many_children_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let tenant = TenantId::default_tenant();
+    registry.add_tenant(&tenant).await.unwrap();
+    let mut parents = Vec::new();
+    for name in ["gw-1", "gw-2"] {
+        registry.add_device(&tenant, &named(name, true)).await.unwrap();
+        parents.push(registry.device(&tenant, &name.parse().unwrap()).await.unwrap().unwrap());
+    }
+    // More than one question, and every name twice.
+    let names: Vec<DeviceId> = (0..1_400).map(|n| format!("meter-{}", n % 700).parse().unwrap()).collect();
+    let found = registry.children_of(&parents[0], &names, 600).await.unwrap();
+    assert_eq!(found.iter().filter(|child| child.is_ok()).count(), 1_200);
+    let refused: Vec<_> = found.iter().filter_map(|child| child.as_ref().err()).collect();
+    assert_eq!(refused, vec![&NoChild::TooMany { children_max: 600 }; 200]);
+    assert_eq!(registry.devices(&tenant, None, 1_000).await.unwrap().len(), 602);
+
+    let known = names.iter().zip(&found).find(|(_, child)| child.is_ok()).unwrap().0.clone();
+    let others = ["other".parse().unwrap()];
+    assert!(registry.children_of(&parents[0], &[known], 600).await.unwrap()[0].is_ok(), "those it has stay");
+    assert!(registry.children_of(&parents[0], &others, 600).await.unwrap()[0].is_err());
+    assert!(registry.children_of(&parents[1], &others, 600).await.unwrap()[0].is_ok(), "to each its own");
 }
 
 #[tokio::test]

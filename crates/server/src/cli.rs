@@ -25,7 +25,8 @@ Exit codes:
   1  could not be done; standard error says why
   2  the command line is not understood
   3  the configuration or a rule is not valid
-  4  the server cannot be reached, or does not know the token"
+  4  the server cannot be reached, or does not know the token
+  5  a part of the server broke (a bug); start it again, nothing acknowledged is lost"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -9,6 +9,8 @@ pub(crate) enum Failure {
     Invalid(String),
     /// 4: the server cannot be reached, or does not know the token.
     NoServer(String),
+    /// 5: a part of the server broke that only a new process makes whole again.
+    Broken(String),
 }
 
 impl Failure {
@@ -17,6 +19,7 @@ impl Failure {
             Self::Failed(_) => 1,
             Self::Invalid(_) => 3,
             Self::NoServer(_) => 4,
+            Self::Broken(_) => 5,
         };
         eprintln!("dunlin: {self}");
         ExitCode::from(code)
@@ -26,7 +29,7 @@ impl Failure {
 /// Not an error type: every error becomes a failure at the edge, and nothing catches a failure.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Failed(text) | Self::Invalid(text) | Self::NoServer(text)) = self;
+        let (Self::Failed(text) | Self::Invalid(text) | Self::NoServer(text) | Self::Broken(text)) = self;
         f.write_str(text)
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     files::{DataFile, FileEntry, PACKED, Partition, safe_name},
     flush::OLD_AFTER,
     manifest::{Manifest, TableEntry, TableKey},
-    store::{Inner, lock},
+    store::{Inner, contained, lock},
 };
 
 /// Runs of one level that are merged into one of the next.
@@ -86,7 +86,7 @@ pub(crate) fn run(inner: &Inner) {
             return;
         }
         drop(asked);
-        if let Err(error) = compact_once(inner) {
+        if let Err(error) = contained(|| compact_once(inner)) {
             tracing::error!(error = chain(&error), "compaction failed; the files stay as they are");
         }
         next = Instant::now() + every;
@@ -238,7 +238,7 @@ fn is_worth_packing(files: &[FileEntry], partition: Partition) -> bool {
 fn execute(inner: &Inner, merge: Merge, done: &mut Compacted) -> Result<(), StoreError> {
     let began = Instant::now();
     let mut written = Vec::new();
-    if let Err(error) = write_merged(inner, &merge, &mut written) {
+    if let Err(error) = contained(|| write_merged(inner, &merge, &mut written)) {
         encode::remove_files(&inner.config.dir, &written);
         return Err(error);
     }

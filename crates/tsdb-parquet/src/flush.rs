@@ -26,7 +26,7 @@ use crate::{
     manifest::TableKey,
     memtable::Chunk,
     state::State,
-    store::{Inner, lock},
+    store::{Inner, contained, lock},
 };
 
 /// Pause before a failed flush is tried again.
@@ -194,7 +194,7 @@ fn finish(inner: &Inner, flush: &mut Flush) -> Result<(), StoreError> {
 /// Writes the rows of one table, all or nothing.
 fn write_table(inner: &Inner, table: &TableFlush) -> Result<Vec<FileEntry>, StoreError> {
     let mut files = Vec::new();
-    let written = write_partitions(inner, table, &mut files);
+    let written = contained(|| write_partitions(inner, table, &mut files));
     if written.is_err() {
         encode::remove_files(&inner.config.dir, &files);
     }

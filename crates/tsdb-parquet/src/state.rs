@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use arrow::array::{Array, StringViewArray, StringViewBuilder};
@@ -131,6 +132,17 @@ struct Unsure {
     files: Vec<Arc<DataFile>>,
 }
 
+/// How long a record is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention(pub(crate) Option<Duration>);
+
+impl Retention {
+    /// Whether the record was too old when it came.
+    fn has_expired(self, record: &Record<'_>) -> bool {
+        self.0.is_some_and(|kept| record.time < record.received_at - kept)
+    }
+}
+
 impl Late {
     pub(crate) fn needs_files(&self) -> bool {
         !self.unsure.is_empty()
@@ -235,7 +247,7 @@ impl State {
     pub(crate) fn find_late(
         &mut self,
         write: &Write<'_, '_>,
-        oldest: Option<Timestamp>,
+        retention: Retention,
     ) -> Result<Late, StoreError> {
         let mut late = Late { freezes: self.freezes, ..Late::default() };
         for (number, stored) in write.records.iter().enumerate() {
@@ -243,7 +255,7 @@ impl State {
             let (_, table_number) = self.locate(record)?;
             if stored.known_duplicate
                 || record.time_source != TimeSource::Device
-                || oldest.is_some_and(|oldest| record.time < oldest)
+                || retention.has_expired(record)
             {
                 continue;
             }
@@ -275,7 +287,7 @@ impl State {
     pub(crate) fn store(
         &mut self,
         write: &Write<'_, '_>,
-        oldest: Option<Timestamp>,
+        retention: Retention,
         found: &Found,
         latest_devices_max: usize,
     ) -> Result<Vec<Outcome>, StoreError> {
@@ -285,7 +297,7 @@ impl State {
             let record = &stored.record;
             let (tenant, table) = self.locate(record)?;
             let counts = &mut self.tenants[tenant as usize].counts;
-            let outcome = if oldest.is_some_and(|oldest| record.time < oldest) {
+            let outcome = if retention.has_expired(record) {
                 counts.expired += 1;
                 Outcome::Expired
             } else if stored.known_duplicate || (!found.0.is_empty() && found.0.contains(&number)) {

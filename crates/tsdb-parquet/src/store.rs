@@ -1,6 +1,8 @@
 use std::{
+    any::Any,
     collections::BTreeMap,
     fmt, fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -11,17 +13,22 @@ use std::{
 };
 
 use dunlin_journal::{Offset, Partition as JournalPartition};
-use dunlin_model::{Clock, TenantId, Timestamp};
+use dunlin_model::{Clock, TenantId, Timestamp, panic_words};
 use dunlin_tsdb::{
     Counts, Latest, Outcome, Query, QueryError, Series, Sql, SqlLimits, SqlResult, StoreError, Tsdb, Write,
 };
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::{self, BoxFuture, FutureExt};
 use prometheus_client::registry::Registry;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
-    Compacted, Config, compact, engine::Engine, flush, manifest::Manifest, metrics::Metrics, seek::Seek,
-    state::State,
+    Compacted, Config, compact,
+    engine::Engine,
+    flush,
+    manifest::Manifest,
+    metrics::Metrics,
+    seek::Seek,
+    state::{Retention, State},
 };
 
 /// The embedded store. Dropped without `close`, it comes back as its last flush left it.
@@ -56,6 +63,8 @@ pub(crate) struct Inner {
     pub(crate) next_file: AtomicU64,
     pub(crate) compacting: Mutex<()>,
     pub(crate) control: Control,
+    /// Why what is in memory can no longer be trusted.
+    broken: watch::Sender<Option<String>>,
 }
 
 /// What wakes the background threads.
@@ -113,6 +122,7 @@ impl ParquetTsdb {
             manifest: Mutex::new(manifest),
             compacting: Mutex::new(()),
             control: Control::default(),
+            broken: watch::Sender::new(None),
             clock,
             config,
         });
@@ -124,11 +134,28 @@ impl ParquetTsdb {
         Ok(store)
     }
 
-    fn start_thread(&self, name: &str, run: fn(&Inner)) -> Result<(), OpenError> {
+    /// Comes back, with the reason, once a panic has left what is in memory half changed. From then on the store takes
+    /// nothing and commits nothing, and in this process it will not again; the next opening finds the last commit.
+    pub fn broken(&self) -> BoxFuture<'static, String> {
+        let mut broken = self.inner.broken.subscribe();
+        async move {
+            let reason = broken.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                // Dropped before it could break.
+                None => future::pending().await,
+            }
+        }
+        .boxed()
+    }
+
+    fn start_thread(&self, name: &'static str, run: fn(&Inner)) -> Result<(), OpenError> {
         let inner = self.inner.clone();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
             lower_priority();
-            run(&inner);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&inner))) {
+                inner.break_down(name, &*panic);
+            }
         });
         lock(&self.threads).push(thread.map_err(OpenError::Thread)?);
         Ok(())
@@ -168,7 +195,7 @@ impl Drop for ParquetTsdb {
     fn drop(&mut self) {
         self.stop();
         for thread in lock(&self.threads).drain(..) {
-            // A thread that panicked has said so already.
+            // None ends by a panic.
             let _ = thread.join();
         }
     }
@@ -198,7 +225,10 @@ impl Tsdb for ParquetTsdb {
     }
 
     fn stalled(&self) -> Option<String> {
-        lock(&self.inner.state).flush_error.as_ref().map(|error| format!("flush failed: {error}"))
+        // Not held while waiting for the state, under which it may be told.
+        let broken = self.inner.broken.borrow().clone();
+        let failed = || lock(&self.inner.state).flush_error.as_ref().map(|e| format!("flush failed: {e}"));
+        broken.or_else(failed)
     }
 
     fn durable_positions(&self) -> Vec<(JournalPartition, Offset)> {
@@ -240,11 +270,13 @@ impl Sql for ParquetTsdb {
 
 impl Inner {
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
-        let oldest = self.oldest(self.clock.now());
+        // As of when the record came, which the journal says: a replay decides as the first run did, and a clock that
+        // runs ahead by now takes nothing from what came before.
+        let retention = Retention(self.config.retention_seconds.map(Duration::from_secs));
         let _one_at_a_time = lock(&self.writing);
         let (mut state, found) = loop {
             let mut state = self.with_room()?;
-            let mut late = state.find_late(&write, oldest)?;
+            let mut late = state.find_late(&write, retention)?;
             if late.needs_files() {
                 // Queries and the flush go on while files are read.
                 drop(state);
@@ -256,7 +288,10 @@ impl Inner {
             }
             break (state, late.into_found());
         };
-        let outcomes = state.store(&write, oldest, &found, self.config.latest_devices_max)?;
+        let latest_max = self.config.latest_devices_max;
+        let stored = catch_unwind(AssertUnwindSafe(|| state.store(&write, retention, &found, latest_max)));
+        // Before anybody else comes to the state: half a write must not be committed.
+        let outcomes = stored.map_err(|panic| self.break_down("write", &*panic))??;
         let bytes = state.bytes;
         drop(state);
         self.metrics.wrote(&outcomes);
@@ -272,9 +307,32 @@ impl Inner {
         self.config.retention_seconds.map(|seconds| now - Duration::from_secs(seconds))
     }
 
+    /// What is in memory is no longer a function of what was written: no more of it is taken or committed. Who waits
+    /// for a flush is told, and the threads end.
+    pub(crate) fn break_down(&self, part: &str, panic: &(dyn Any + Send)) -> StoreError {
+        let reason = format!("{part} panicked: {}", panic_words(panic));
+        tracing::error!(dir = %self.config.dir.display(), reason, "the store takes nothing any more");
+        self.broken.send_replace(Some(reason.clone()));
+        let mut asked = lock(&self.control.asked);
+        asked.stop = true;
+        asked.flushes.clear();
+        drop(asked);
+        self.control.changed.notify_all();
+        self.room.notify_all();
+        StoreError::Engine { reason }
+    }
+
+    fn check_whole(&self) -> Result<(), StoreError> {
+        match &*self.broken.borrow() {
+            Some(reason) => Err(StoreError::Engine { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// The state, once fresh rows fit into memory.
     fn with_room(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let mut state = lock(&self.state);
+        self.check_whole()?;
         while state.bytes >= self.config.memtable_bytes_max {
             if let Some(error) = &state.flush_error {
                 return Err(StoreError::Engine {
@@ -311,16 +369,20 @@ impl Inner {
         change: impl FnOnce(&mut Manifest),
         publish: impl FnOnce(&mut State),
     ) -> Result<(), StoreError> {
-        let mut committed = lock(&self.manifest);
-        let mut next = committed.clone();
-        change(&mut next);
-        next.next_file = self.next_file.load(Ordering::Relaxed);
-        if next != *committed {
-            next.write(&self.config.dir)?;
-            *committed = next;
-        }
-        publish(&mut lock(&self.state));
-        drop(committed);
+        let commit = || {
+            let mut committed = lock(&self.manifest);
+            self.check_whole()?;
+            let mut next = committed.clone();
+            change(&mut next);
+            next.next_file = self.next_file.load(Ordering::Relaxed);
+            if next != *committed {
+                next.write(&self.config.dir)?;
+                *committed = next;
+            }
+            publish(&mut lock(&self.state));
+            Ok(())
+        };
+        catch_unwind(AssertUnwindSafe(commit)).map_err(|panic| self.break_down("commit", &*panic))??;
         self.show_files();
         Ok(())
     }
@@ -337,6 +399,14 @@ impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner").field("dir", &self.config.dir).finish_non_exhaustive()
     }
+}
+
+/// Work that changes nothing in memory: a panic of it is a failure like others, and it may be tried again.
+pub(crate) fn contained<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let failed = |panic: Box<dyn Any + Send>| StoreError::Engine {
+        reason: format!("panicked: {}", panic_words(&*panic)),
+    };
+    catch_unwind(AssertUnwindSafe(work)).map_err(failed)?
 }
 
 fn check_files(manifest: &Manifest, config: &Config) -> Result<(), StoreError> {
@@ -364,3 +434,6 @@ pub(crate) fn lower_priority() {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,13 +222,16 @@ pub async fn duplicates_are_known_after_a_reopen(lab: &impl Lab) {
 }
 
 pub async fn old_records_expire(lab: &impl Lab) {
-    let store = lab.open(Some(Duration::from_secs(3_600 * 24 * 365 * 200))).await;
-    let ancient = Timestamp::from_micros(-9_000_000_000_000_000);
-    let outcomes =
-        write(&*store, &[record("a", ancient, &[("t", I64(1))]), record("a", at(0), &[("t", I64(1))])]);
-    assert_eq!(outcomes, [Outcome::Expired, Outcome::Stored]);
-    assert_eq!(counts(&*store), Counts { stored: 1, duplicate: 0, expired: 1, readings: 1 });
-    assert_eq!(numbers(&all(&*store).await[0]), [(0, 1.0)]);
+    const DAY: i64 = 86_400;
+    let store = lab.open(Some(Duration::from_secs(DAY as u64))).await;
+    let reading = [("t", I64(1))];
+    // As of when they came, however late they are read.
+    let fresh_then = record("a", at(-10 * DAY), &reading);
+    let old_then = Record { received_at: at(-8 * DAY), ..record("a", at(-9 * DAY - 1), &reading) };
+    let outcomes = write(&*store, &[fresh_then, old_then, record("a", at(0), &reading)]);
+    assert_eq!(outcomes, [Outcome::Stored, Outcome::Expired, Outcome::Stored]);
+    assert_eq!(counts(&*store), Counts { stored: 2, duplicate: 0, expired: 1, readings: 2 });
+    assert_eq!(numbers(&all(&*store).await[0]), [(-10 * DAY, 1.0), (0, 1.0)]);
 }
 
 pub async fn tenants_are_apart(lab: &impl Lab) {

@@ -14,7 +14,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 ///   one that is stored is a duplicate and is not stored again, however old it is. Readings are the same when their
 ///   metrics and values are, in any order; 5 and 5.0 are the same value. A record filed under the server's time is a
 ///   duplicate only if the caller knows it to be one.
-/// - A record older than the retention is expired and not stored.
+/// - A record that was older than the retention when it was received is expired and not stored.
 /// - Of a metric that stands twice in a record the first value counts.
 /// - A metric that ever had a fraction may give its integers back as floats of the same value.
 /// - Every query sees the rows of one tenant only.

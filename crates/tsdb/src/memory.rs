@@ -5,14 +5,24 @@ use std::{
 };
 
 use dunlin_journal::{Offset, Partition};
-use dunlin_model::{Clock, Record, TenantId, TimeSource, Timestamp, Value, ValueRef};
+use dunlin_model::{Record, TenantId, TimeSource, Timestamp, Value, ValueRef};
 use futures::future::{self, BoxFuture, FutureExt};
 
 use crate::{Counts, Gather, Latest, Outcome, Query, QueryError, Series, StoreError, Tsdb, Write};
 
 /// What a memory store has flushed; outlives it, as a disk does.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<State>>);
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl MemoryDisk {
+    /// From now on every flush fails for this reason, or none does.
+    pub fn fail(&self, reason: Option<&str>) {
+        *lock(&self.trouble) = reason.map(str::to_owned);
+    }
+}
 
 /// The contract as plainly as it can be said: every row in one list. For tests and tools.
 #[derive(Debug)]
@@ -20,7 +30,6 @@ pub struct MemoryTsdb {
     state: Mutex<State>,
     disk: MemoryDisk,
     retention: Option<Duration>,
-    clock: Clock,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -42,9 +51,9 @@ struct Row {
 
 impl MemoryTsdb {
     /// A store with the rows that `disk` has.
-    pub fn open(disk: MemoryDisk, retention: Option<Duration>, clock: Clock) -> Self {
-        let state = lock(&disk.0).clone();
-        Self { state: Mutex::new(state), disk, retention, clock }
+    pub fn open(disk: MemoryDisk, retention: Option<Duration>) -> Self {
+        let state = lock(&disk.state).clone();
+        Self { state: Mutex::new(state), disk, retention }
     }
 }
 
@@ -54,10 +63,9 @@ impl Tsdb for MemoryTsdb {
     }
 
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
-        let oldest = self.retention.map(|retention| self.clock.now() - retention);
         let mut state = lock(&self.state);
         let outcomes = write.records.iter().map(|stored| {
-            let outcome = state.judge(&stored.record, stored.known_duplicate, oldest);
+            let outcome = state.judge(&stored.record, stored.known_duplicate, self.retention);
             state.count(&stored.record, outcome);
             outcome
         });
@@ -67,16 +75,22 @@ impl Tsdb for MemoryTsdb {
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        *lock(&self.disk.0) = lock(&self.state).clone();
-        future::ready(Ok(())).boxed()
+        let flushed = match self.stalled() {
+            Some(reason) => Err(StoreError::Engine { reason }),
+            None => {
+                *lock(&self.disk.state) = lock(&self.state).clone();
+                Ok(())
+            }
+        };
+        future::ready(flushed).boxed()
     }
 
     fn stalled(&self) -> Option<String> {
-        None
+        lock(&self.disk.trouble).clone()
     }
 
     fn durable_positions(&self) -> Vec<(Partition, Offset)> {
-        let mut positions: Vec<_> = lock(&self.disk.0).positions.iter().map(|(p, o)| (*p, *o)).collect();
+        let mut positions: Vec<_> = lock(&self.disk.state).positions.iter().map(|(p, o)| (*p, *o)).collect();
         positions.sort();
         positions
     }
@@ -132,8 +146,8 @@ impl Tsdb for MemoryTsdb {
 }
 
 impl State {
-    fn judge(&mut self, record: &Record<'_>, known_duplicate: bool, oldest: Option<Timestamp>) -> Outcome {
-        if oldest.is_some_and(|oldest| record.time < oldest) {
+    fn judge(&mut self, record: &Record<'_>, known_duplicate: bool, kept: Option<Duration>) -> Outcome {
+        if kept.is_some_and(|kept| record.time < record.received_at - kept) {
             return Outcome::Expired;
         }
         if known_duplicate {

@@ -27,8 +27,8 @@ impl Problem {
             | RejectReason::UnknownTopic
             | RejectReason::Unprocessable => StatusCode::BAD_REQUEST,
             RejectReason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            RejectReason::NotAuthorized => StatusCode::FORBIDDEN,
-            RejectReason::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+            // A quota of things, not of their rate: to try again soon helps as little.
+            RejectReason::NotAuthorized | RejectReason::QuotaExceeded => StatusCode::FORBIDDEN,
         };
         Self {
             status,
@@ -76,9 +76,7 @@ impl IntoResponse for Problem {
                 .into_response();
         let extra = match self.status {
             StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                Some((header::RETRY_AFTER, "1"))
-            }
+            StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "1")),
             _ => None,
         };
         if let Some((name, value)) = extra {

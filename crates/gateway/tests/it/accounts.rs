@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
-use dunlin_model::RejectReason;
+use dunlin_model::{RejectReason, Timestamp};
 
-use crate::lab::{Gate, Lab, publish};
+use crate::lab::{Gate, Lab, NOW_MILLIS, publish};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_record_is_accounted_for() {
@@ -31,9 +31,12 @@ async fn every_record_is_accounted_for() {
     client.send(&publish(5, 1, 5, "v1/telemetry", b"{\"a\":1}")).await;
     lab.appends(before + 1).await;
     assert_eq!(lab.account().in_flight, 1);
+    assert_eq!(lab.gateway.view().oldest_under_way(), Timestamp::from_millis(NOW_MILLIS));
     lab.gate(Gate::Open);
     assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 5]);
     assert_eq!(lab.account().in_flight, 0);
+
+    assert_eq!(lab.gateway.view().oldest_under_way(), None);
 
     let mut metrics = String::new();
     prometheus_client::encoding::text::encode(&mut metrics, &lab.registry).unwrap();

@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use dunlin_gateway::Config;
 use dunlin_journal::AppendError;
@@ -122,7 +122,51 @@ async fn a_body_beyond_the_limit_is_said_to_be() {
     assert_eq!(lab.http(head, &[b' '; 1_001]).await.0, 413);
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     bomb.write_all(&[b' '; 100_000]).unwrap();
-    assert_eq!(lab.http(&format!("{head}\nContent-Encoding: gzip"), &bomb.finish().unwrap()).await.0, 413);
+    let gzip = format!("{head}\nContent-Encoding: gzip");
+    assert_eq!(lab.http(&gzip, &bomb.finish().unwrap()).await.0, 413);
+    assert_eq!(lab.http(&gzip, b"no gzip").await.0, 400);
+    let lines = "POST /write HTTP/1.1\nAuthorization: Token probe";
+    assert_eq!(lab.http(lines, &[b'\n'; 1_001]).await.0, 413);
+    let (too_large, format) = (RejectReason::TooLarge, RejectReason::PayloadFormat);
+    assert_eq!(lab.account().rejected, BTreeMap::from([(too_large, 3), (format, 1)]));
+    assert!(lab.rejected().await.iter().all(|r| r.payload.is_empty() && r.source.starts_with("http:/")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_stops_on_its_way_is_none_that_was_refused() {
+    let lab = Lab::start().await;
+    let mut half = lab.http_connection().await;
+    let head =
+        "POST /v1/telemetry HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer probe\r\nContent-Length: 9\r\n\r\n";
+    half.write_all(head.as_bytes()).await.unwrap();
+    half.write_all(b"{\"a\"").await.unwrap();
+    half.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let _closed = half.read_to_end(&mut answer).await;
+    assert_eq!(lab.account().rejected, BTreeMap::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_lines_are_one_refusal() {
+    let lab = Lab::start().await;
+    let head = "POST /write HTTP/1.1\nAuthorization: Token probe";
+    assert_eq!(lab.http(head, "m a=1\n".repeat(10_001).as_bytes()).await.0, 413);
+    assert_eq!(lab.account().rejected, BTreeMap::from([(RejectReason::TooLarge, 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_another_one_from_another_source() {
+    let lab = Lab::start().await;
+    let head = "POST /v1/telemetry HTTP/1.1\nAuthorization: Bearer probe";
+    assert_eq!(lab.http(head, br#"{"values":{"a":1},"id":"7"}"#).await.0, 200);
+    assert_eq!(lab.http(head, br#"{"values":{"a":1},"id":7}"#).await.0, 200);
+    assert_eq!(lab.http(&format!("{head}\nIdempotency-Key: 7"), br#"{"a":1}"#).await.0, 200);
+    assert_eq!(lab.http(head, br#"{"values":{"a":1},"id":"7"}"#).await.0, 200);
+    let records = lab.raw(dunlin_journal::Topic::Telemetry).await;
+    let ids: Vec<MessageId> =
+        records.iter().map(|r| dunlin_model::avro::decode(r).unwrap().message_id).collect();
+    assert_eq!(ids[0], ids[3]);
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], "{ids:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,4 +218,41 @@ async fn a_key_makes_lines_repeatable() {
         records.iter().map(|r| dunlin_model::avro::decode(r).unwrap().message_id).collect();
     assert_eq!((ids[0], ids[1]), (ids[2], ids[3]));
     assert_ne!(ids[0], ids[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_children_of_a_request_are_asked_for_together() {
+    let lab = Lab::start().await;
+    let head = "POST /write HTTP/1.1\nAuthorization: Token gw-1";
+    let lines: String = (0..50).map(|n| format!("m,device=meter-{} a={n}\n", n % 25)).collect();
+    assert_eq!(lab.http(head, lines.as_bytes()).await.0, 204);
+    assert_eq!((lab.telemetry().await.len(), lab.directory.asked()), (50, 1));
+
+    let head = "POST /v1/d/beyond/telemetry HTTP/1.1\nAuthorization: Bearer gw-1";
+    let (status, body) = lab.http(head, b"{\"a\":1}").await;
+    assert!(status == 403 && body.contains("beyond: a device has at most 3 children"), "{body}");
+    assert!(body.contains("application/problem+json") && !body.contains("retry-after"), "{body}");
+    assert_eq!(lab.rejected().await[0].reason, RejectReason::QuotaExceeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_requests_take_half_of_the_room() {
+    let config =
+        Config { workers: 1, message_bytes_max: 64, http_inflight_bytes_max: 128, ..Config::default() };
+    let lab = Lab::with(config).await;
+    let head = |token: &str| format!("POST /v1/telemetry HTTP/1.1\nAuthorization: Bearer {token}");
+    let large = br#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7}"#;
+    lab.gate(Gate::Closed);
+    let (own, others) = (head("probe"), head("probe@other"));
+    let (first, other, ()) = tokio::join!(lab.http(&own, large), lab.http(&others, large), async {
+        lab.appends(2).await;
+        for token in ["probe", "pump"] {
+            let (status, body) = lab.http(&head(token), large).await;
+            assert!(status == 503 && body.to_lowercase().contains("retry-after"), "{body}");
+            assert!(body.contains("of this tenant"), "{body}");
+        }
+        lab.journal.open();
+    });
+    assert_eq!((first.0, other.0), (200, 200));
+    assert_eq!(lab.http(&head("pump"), large).await.0, 200, "room comes back");
 }

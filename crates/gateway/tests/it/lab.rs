@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use dunlin_gateway::{Account, Admitted, Config, Denied, Directory, Gateway};
+use dunlin_gateway::{Account, Admitted, ChildAnswer, Config, Denied, Directory, Gateway};
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
     ReadError, Topic,
@@ -122,41 +122,94 @@ fn memory_journal() -> MemoryJournal {
     MemoryJournal::with_clock(3, clock())
 }
 
-/// Tokens are device names. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
-#[derive(Debug)]
-struct Names(Mutex<u32>);
+/// Tokens are device names, with `@TENANT` if it is not the default. `gw…` speaks for children, `off` is disabled, `down` makes the directory fail.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Questions for children.
+    asked: Mutex<u32>,
+    revoked: Mutex<Vec<String>>,
+    /// Answers that are known and not given yet, while somebody holds them back.
+    held: watch::Sender<Option<u32>>,
+}
+
+impl Names {
+    pub(crate) fn asked(&self) -> u32 {
+        *self.asked.lock().unwrap()
+    }
+
+    /// From here on nobody is admitted by that name.
+    pub(crate) fn revoke(&self, name: &str) {
+        self.revoked.lock().unwrap().push(name.to_owned());
+    }
+
+    fn is_revoked(&self, name: &str) -> bool {
+        self.revoked.lock().unwrap().iter().any(|revoked| revoked == name)
+    }
+
+    pub(crate) fn hold(&self) {
+        self.held.send_replace(Some(0));
+    }
+
+    /// Until that many answers are held back.
+    pub(crate) async fn holds(&self, count: u32) {
+        let mut held = self.held.subscribe();
+        tokio::time::timeout(PATIENCE, held.wait_for(|n| *n == Some(count))).await.unwrap().unwrap();
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.held.send_replace(None);
+    }
+
+    async fn held_back(&self) {
+        let mut held = self.held.subscribe();
+        self.held.send_if_modified(|n| n.as_mut().map(|n| *n += 1).is_some());
+        held.wait_for(Option::is_none).await.unwrap();
+    }
+}
 
 impl Directory for Names {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
         Box::pin(async move {
-            match token.as_str() {
+            let (device, tenant) = token.split_once('@').unwrap_or((&token, "default"));
+            let answer = match device {
                 "off" => Err(Denied::Disabled),
                 "down" => Err(Denied::Unavailable("out for lunch".into())),
                 "unknown" => Err(Denied::UnknownToken),
+                _ if self.is_revoked(&token) => Err(Denied::UnknownToken),
                 name => Ok(Admitted {
-                    tenant: TenantId::default_tenant(),
+                    tenant: tenant.parse().unwrap(),
                     device: name.parse().map_err(|_| Denied::UnknownToken)?,
                     device_type: DeviceType::default_type(),
                     speaks_for_children: name.starts_with("gw"),
                 }),
-            }
+            };
+            self.held_back().await;
+            answer
         })
     }
 
-    fn child(&self, _: &Admitted, name: DeviceId) -> BoxFuture<'_, Result<(DeviceId, DeviceType), Denied>> {
-        *self.0.lock().unwrap() += 1;
-        Box::pin(async move {
-            match &*name {
-                "off" => Err(Denied::Disabled),
-                _ => Ok((name, "child".parse().unwrap())),
-            }
-        })
+    fn children(
+        &self,
+        _: &Admitted,
+        names: Vec<DeviceId>,
+    ) -> BoxFuture<'_, Result<Vec<ChildAnswer>, Denied>> {
+        *self.asked.lock().unwrap() += 1;
+        let answer = |name: DeviceId| match &*name {
+            "off" => Err(Denied::Disabled),
+            revoked if self.is_revoked(revoked) => Err(Denied::Disabled),
+            "stranger" => Err(Denied::NotAChild),
+            "beyond" => Err(Denied::TooManyChildren { children_max: 3 }),
+            _ => Ok((name, "child".parse().unwrap())),
+        };
+        let answers = names.into_iter().map(answer).collect();
+        Box::pin(async move { Ok(answers) })
     }
 }
 
 pub(crate) struct Lab {
     pub(crate) gateway: Gateway,
     pub(crate) journal: Arc<GatedJournal>,
+    pub(crate) directory: Arc<Names>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
     pub(crate) sessions: tempfile::TempDir,
@@ -171,13 +224,13 @@ impl Lab {
         let journal = Arc::new(GatedJournal::new());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut registry = Registry::default();
-        let directory = Arc::new(Names(Mutex::new(0)));
+        let directory = Arc::new(Names::default());
         let sessions = tempfile::tempdir().unwrap();
         let gateway = Gateway::start(
             config,
             listener,
             journal.clone(),
-            directory,
+            directory.clone(),
             clock(),
             sessions.path().into(),
             &mut registry,
@@ -187,7 +240,7 @@ impl Lab {
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, http, registry, sessions }
+        Self { gateway, journal, directory, http, registry, sessions }
     }
 
     /// A panic costs its own connection; the metrics tell on it.
@@ -196,6 +249,14 @@ impl Lab {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         let told: Vec<&str> = text.lines().filter(|line| line.contains("panicked")).collect();
         assert!(told.is_empty(), "{told:?}");
+    }
+
+    /// MQTT, decoded and not yet durable.
+    pub(crate) fn inflight_bytes(&self) -> usize {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix("dunlin_gateway_inflight_bytes "));
+        value.unwrap().parse().unwrap()
     }
 
     pub(crate) fn gate(&self, gate: Gate) {
@@ -254,7 +315,9 @@ impl Lab {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client(TcpStream::connect(self.gateway.mqtt_address()).await.unwrap())
+        let stream = TcpStream::connect(self.gateway.mqtt_address()).await.unwrap();
+        stream.set_nodelay(true).unwrap(); // What is sent has arrived.
+        Client(stream)
     }
 
     pub(crate) async fn connected(&self, version: u8, token: &str) -> Client {

@@ -6,3 +6,5 @@ mod accounts;
 mod http;
 mod malformed;
 mod mqtt;
+mod revoke;
+mod shares;

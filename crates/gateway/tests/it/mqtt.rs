@@ -184,7 +184,7 @@ async fn a_stop_acknowledges_what_is_durable_and_says_goodbye() {
     five.send(&publish(5, 1, 1, "v1/telemetry", READING)).await;
     four.send(&publish(4, 1, 1, "v1/telemetry", READING)).await;
     lab.appends(4).await;
-    let Lab { gateway, journal, http, registry, sessions } = lab;
+    let Lab { gateway, journal, http, registry, sessions, .. } = lab;
     let accounts = gateway.accounts();
     let stopping = tokio::spawn(gateway.stop());
     let lab_gate = journal.clone();
@@ -235,8 +235,20 @@ async fn a_device_speaks_for_its_children() {
     let mut gateway = lab.connected(5, "gw-1").await;
     gateway.send(&publish(5, 1, 1, "v1/d/pump-7/telemetry", READING)).await;
     assert_eq!(gateway.packet().await.unwrap(), [0x40, 2, 0, 1]);
-    gateway.send(&publish(5, 1, 2, "v1/d/off/telemetry", READING)).await;
-    assert_eq!(gateway.packet().await.unwrap()[4], 0x87);
+    let refused = [
+        ("off", 0x87, "off: the device is disabled"),
+        ("stranger", 0x87, "stranger: a device of this name exists and is not a child of this one"),
+        ("beyond", 0x97, "beyond: a device has at most 3 children"),
+    ];
+    for (name, code, words) in refused {
+        gateway.send(&publish(5, 1, 2, &format!("v1/d/{name}/telemetry"), READING)).await;
+        let answer = gateway.packet().await.unwrap();
+        assert_eq!(answer[4], code, "{name}");
+        assert!(String::from_utf8_lossy(&answer).contains(words), "{answer:02x?}");
+    }
+    let reasons: Vec<RejectReason> = lab.rejected().await.iter().map(|r| r.reason).collect();
+    let (not_authorized, quota) = (RejectReason::NotAuthorized, RejectReason::QuotaExceeded);
+    assert_eq!(reasons, [not_authorized, not_authorized, quota]);
     assert_eq!(lab.telemetry().await, ["child/pump-7: temperature=F64(21.5)"]);
 }
 
@@ -291,6 +303,11 @@ async fn large_messages_pass_and_larger_ones_end_the_connection() {
     client.try_send(&publish(5, 1, 3, "v1/telemetry", &vec![b' '; 120_000])).await;
     let goodbye = client.packet().await.unwrap();
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x95));
+    assert!(client.is_closed().await);
+    lab.appends(5).await; // Came, sent, was refused twice, went.
+    let sizes: Vec<_> = lab.rejected().await.iter().map(|r| (r.reason, r.payload.len())).collect();
+    let reason = RejectReason::TooLarge;
+    assert_eq!(sizes, [(reason, dunlin_model::limits::REJECTED_BYTES_MAX), (reason, 0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,4 +320,69 @@ async fn half_a_connect_and_half_a_packet_are_not_waited_for() {
     slow.send(&publish(4, 1, 1, "v1/telemetry", READING)[..10]).await;
     assert!(silent.is_closed().await && half.is_closed().await && slow.is_closed().await);
     assert!(lab.raw(Topic::Telemetry).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_ends_a_connection_but_not_before_its_time() {
+    let lab = Lab::with(Config { workers: 1, keepalive_seconds_max: 1, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let mut half = publish(5, 1, 1, "v1/telemetry", READING);
+    let rest = half.split_off(10);
+    for part in [half, rest] {
+        client.send(&part).await; // The timer of a packet that was begun gives way again.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 1]);
+    let before = std::time::Instant::now();
+    assert!(client.pings().await);
+    let goodbye = client.packet().await.unwrap();
+    assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x8D));
+    assert!(before.elapsed() >= std::time::Duration::from_millis(1_500), "{:?}", before.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qos_2_beyond_the_receive_maximum_ends_the_connection() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let all: Vec<u8> = (1..=4).flat_map(|id| publish(5, 2, id, "v1/telemetry", READING)).collect();
+    client.send(&all).await;
+    for id in 1..=4 {
+        assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, id]);
+    }
+    client.send(&publish(5, 2, 4, "v1/telemetry", READING)).await;
+    assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, 4], "a repetition is none more");
+    client.send(&[0x62, 2, 0, 1]).await;
+    assert_eq!(client.packet().await.unwrap(), [0x70, 2, 0, 1]);
+    client.send(&publish(5, 2, 1, "v1/telemetry", READING)).await;
+    assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, 1], "a released id makes room");
+    client.send(&publish(5, 1, 5, "v1/telemetry", READING)).await;
+    let goodbye = client.packet().await.unwrap();
+    assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x93));
+    assert_eq!(lab.telemetry().await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_answered_before_a_client_is_told_that_it_sends_too_much() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(5, "probe").await;
+    let all: Vec<u8> = (1..=9).flat_map(|id| publish(5, 2, id, "v1/telemetry", READING)).collect();
+    client.send(&all).await;
+    for id in 1..=4 {
+        assert_eq!(client.packet().await.unwrap(), [0x50, 2, 0, id]);
+    }
+    assert_eq!(client.packet().await.unwrap()[2], 0x93);
+    assert!(client.is_closed().await);
+}
+
+/// MQTT 3.1.1 announces nothing: its clients are closed only when there is no end to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn qos_2_without_end_ends_an_old_client_too() {
+    let lab = Lab::with(Config { workers: 1, connection_inflight_max: 4, ..Config::default() }).await;
+    let mut client = lab.connected(4, "probe").await;
+    for id in 1..=4_096_u16 {
+        client.send(&publish(4, 2, id, "v1/telemetry", READING)).await;
+        assert_eq!(client.packet().await.unwrap()[..2], [0x50, 2]);
+    }
+    client.send(&publish(4, 2, 4_097, "v1/telemetry", READING)).await;
+    assert!(client.is_closed().await);
 }

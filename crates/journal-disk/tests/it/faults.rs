@@ -182,3 +182,34 @@ async fn a_slow_housekeeper_costs_no_records() {
         assert_eq!(check_numbered(&bench.open(), T0, Offset::ZERO).await, 60);
     }
 }
+
+#[tokio::test]
+async fn a_writer_that_breaks_answers_everybody_and_says_that_it_is_over() {
+    let f = faulty(Bench::new());
+    fill(&f.journal, T0, 3, 2, 100).await;
+    *f.disk.breaks.lock().unwrap() = Some("journal-writer");
+    let appends: Vec<_> = (6..20).map(|n| f.journal.append(T0, numbered(n, 1, 100))).collect();
+    for append in appends {
+        assert!(matches!(append.await, Err(AppendError::Closed)));
+    }
+    assert_eq!(f.journal.broken().await, "journal-writer panicked: a bug");
+    assert_eq!(f.journal.health(), Health::Closed);
+    assert!(matches!(f.append_one().await, Err(AppendError::Closed)));
+    f.journal.close().await;
+
+    let Faulty { bench, journal, .. } = f;
+    drop(journal);
+    let journal = bench.open();
+    assert_eq!(check_numbered(&journal, T0, Offset::ZERO).await, 6);
+    fill(&journal, T0, 1, 1, 100).await;
+}
+
+#[tokio::test]
+async fn a_housekeeper_that_breaks_ends_the_journal_too() {
+    let f = faulty(Bench::new());
+    *f.disk.breaks.lock().unwrap() = Some("journal-house");
+    // It comes by when a segment fills.
+    while f.journal.append(T0, numbered(0, 1, 30_000)).await.is_ok() {}
+    assert_eq!(f.journal.broken().await, "journal-house panicked: a bug");
+    f.journal.close().await;
+}

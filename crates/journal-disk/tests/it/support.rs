@@ -152,6 +152,8 @@ pub(crate) fn frames(path: &Path) -> Vec<u64> {
 pub(crate) struct FaultyDisk {
     pub(crate) syncs_failing: AtomicI64,
     pub(crate) writes_failing: AtomicI64,
+    /// The thread of this name meets a bug when it next comes by.
+    pub(crate) breaks: Mutex<Option<&'static str>>,
     pub(crate) quota_bytes: AtomicU64,
     /// How long the housekeeper takes to allocate.
     pub(crate) housekeeper_millis: AtomicU64,
@@ -164,6 +166,7 @@ impl Default for FaultyDisk {
         Self {
             syncs_failing: AtomicI64::new(0),
             writes_failing: AtomicI64::new(0),
+            breaks: Mutex::default(),
             quota_bytes: AtomicU64::new(u64::MAX),
             housekeeper_millis: AtomicU64::new(0),
             spoilt: Mutex::default(),
@@ -171,8 +174,16 @@ impl Default for FaultyDisk {
     }
 }
 
+impl FaultyDisk {
+    fn meet_bug(&self) {
+        let breaks = *self.breaks.lock().unwrap();
+        assert!(breaks.is_none() || thread::current().name() != breaks, "a bug");
+    }
+}
+
 impl Disk for FaultyDisk {
     fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.meet_bug();
         if thread::current().name() == Some("journal-house") {
             thread::sleep(Duration::from_millis(self.housekeeper_millis.load(Ordering::SeqCst)));
         }
@@ -186,6 +197,7 @@ impl Disk for FaultyDisk {
     }
 
     fn write(&self, file: &File, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.meet_bug();
         assert!(!self.spoilt.lock().unwrap().contains(&identity(file)), "a spoilt file is written");
         fails(&self.writes_failing)?;
         SystemDisk.write(file, bytes, position)

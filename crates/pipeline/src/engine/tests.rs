@@ -218,11 +218,26 @@ fn a_tick_closes_windows_when_nobody_speaks() {
     let mut engine = Engine::new(limits(), &rules);
     let mut out = Vec::new();
     engine.evaluate(&record(&told("30s 99")[0]), Offset(0), &mut out);
-    engine.tick(at(69.0), &mut out);
+    engine.tick(at(69.0), at(69.0), &mut out);
     assert!(out.is_empty());
-    engine.tick(at(70.0), &mut out);
+    engine.tick(at(70.0), at(70.0), &mut out);
     assert_eq!(out.len(), 1);
     assert_eq!((out[0].at, engine.window_count()), (at(60.0), 0));
+}
+
+#[test]
+fn a_tick_goes_no_further_than_what_is_settled() {
+    let rules = rules("avg(temperature) over 1m > 80");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    engine.evaluate(&record(&told("30s 99")[0]), Offset(0), &mut out);
+    // Far behind the clock, which is no clock set back.
+    engine.evaluate(&record(&told("b: 50s 1 @69s")[0]), Offset(1), &mut out);
+    engine.tick(at(500.0), at(5.0), &mut out);
+    engine.tick(at(500.0), at(69.0), &mut out);
+    assert_eq!(engine.evaluate(&record(&told("35s 1 @35s")[0]), Offset(2), &mut out), Fate::Evaluated);
+    engine.tick(at(500.0), at(500.0), &mut out);
+    assert_eq!(out, [], "the average was closed with the record that came late into the journal");
 }
 
 #[test]
@@ -363,6 +378,26 @@ fn what_breaks_on_a_record_costs_its_device_only() {
     assert_eq!(engine.evaluate(&record(&story[2]), Offset(3), &mut out), Fate::Evaluated);
 }
 
+#[test]
+fn a_rule_that_breaks_on_a_silent_device_costs_that_device_alone() {
+    let rules = rules("avg(temperature) over 1m > 80");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    let story = told("a: 0s 90 | b: 0s 90");
+    engine.evaluate(&record(&story[0]), Offset(0), &mut out);
+    engine.evaluate(&record(&story[1]), Offset(1), &mut out);
+    let slot = engine.find("default", "a", device_hash("default", "a")).unwrap();
+    engine.devices[slot as usize].as_mut().unwrap().cells[0].rule = 77;
+
+    engine.tick(at(200.0), at(200.0), &mut out);
+    let fired: Vec<_> = out.iter().map(|t| (t.device.as_str(), t.phase)).collect();
+    assert_eq!(fired, [("b", AlertPhase::Firing)]);
+    let broken = Broken { tenant: "default".into(), device: "a".into() };
+    assert_eq!((engine.take_broken(), engine.take_broken()), (vec![broken], vec![]));
+    let again = &told("a: 210s 90")[0];
+    assert_eq!(engine.evaluate(&record(again), Offset(2), &mut out), Fate::Evaluated);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
     #[test]
@@ -426,12 +461,12 @@ fn a_server_clock_that_was_ahead_is_forgotten_when_it_is_right_again() {
         for second in 0..20 {
             say(&mut engine, f64::from(second), 1, &mut out);
         }
-        engine.tick(at(20.0 + ahead), &mut out);
+        engine.tick(at(20.0 + ahead), at(20.0 + ahead), &mut out);
         say(&mut engine, 21.0 + ahead, 1, &mut out);
         for second in 22..60 {
             let fate = say(&mut engine, f64::from(second), 99, &mut out);
             assert_eq!(fate, Fate::Evaluated, "at {second} s after {ahead} s ahead");
-            engine.tick(at(f64::from(second) - 2.0), &mut out);
+            engine.tick(at(f64::from(second) - 2.0), at(f64::from(second) - 2.0), &mut out);
         }
         let said: Vec<_> = out.iter().map(|t| (t.phase, t.at)).collect();
         assert_eq!(said, [(AlertPhase::Firing, at(30.0))]);

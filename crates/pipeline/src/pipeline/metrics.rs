@@ -22,6 +22,7 @@ pub(super) struct Metrics {
     pub(super) transitions: Counter,
     pub(super) checkpoints: Counter,
     pub(super) checkpoint_failures: Counter,
+    pub(super) broken: Counter,
     lag: Family<At, Gauge>,
     devices: Family<At, Gauge>,
     windows: Family<At, Gauge>,
@@ -38,6 +39,11 @@ impl Metrics {
             "dunlin_pipeline_checkpoint_failures",
             "Checkpoints that could not be written",
             m.checkpoint_failures.clone(),
+        );
+        registry.register(
+            "dunlin_pipeline_broken_devices",
+            "Devices that start afresh because a rule broke on their silence",
+            m.broken.clone(),
         );
         registry.register("dunlin_pipeline_lag_records", "Records not yet evaluated", m.lag.clone());
         registry.register("dunlin_pipeline_devices", "Devices with state", m.devices.clone());

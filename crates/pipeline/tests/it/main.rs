@@ -1,17 +1,23 @@
 //! The consumers over a memory journal and a memory store.
 
+mod breaking; // a journal on which consumers break
 mod labelled; // the shipped rule over a real machine's failures
 mod rejected;
 mod rules;
 mod store;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use dunlin_journal::{Batch, Entries, Journal, MemoryJournal, Offset, Partition, Topic};
 use dunlin_model::{
     AlertTransition, Clock, MessageId, Reading, Readings, Record, TimeSource, Timestamp, ValueRef,
     avro::{self, Datum},
 };
+
+use dunlin_pipeline::Inflow;
 
 const TELEMETRY: Partition = Partition { topic: Topic::Telemetry, index: 0 };
 const ALERTS: Partition = Partition { topic: Topic::Alerts, index: 0 };
@@ -76,6 +82,20 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), patience).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// What is on its way into the journal: nothing, unless a test says so.
+#[derive(Debug, Default)]
+struct UnderWay(Mutex<Option<Timestamp>>);
+
+impl Inflow for UnderWay {
+    fn oldest_under_way(&self) -> Option<Timestamp> {
+        *self.0.lock().unwrap()
+    }
+}
+
+fn nothing() -> Arc<UnderWay> {
+    Arc::default()
 }
 
 fn journal() -> Arc<MemoryJournal> {

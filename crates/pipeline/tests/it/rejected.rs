@@ -37,3 +37,42 @@ async fn counts_survive_a_restart() {
     );
     assert_eq!(journal.position("rejected-counter", REJECTED), Some(Offset(4)));
 }
+
+#[tokio::test]
+async fn a_record_that_is_laid_aside_again_after_a_crash_counts_once() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    let lay_aside = async |source: &str| {
+        let record = Rejected {
+            tenant: String::new(),
+            device: String::new(),
+            received_at: at(0),
+            reason: RejectReason::Unprocessable,
+            detail: "no record".into(),
+            source: source.into(),
+            payload: vec![0xff],
+        };
+        append_bytes(&journal, REJECTED, &record.encode()).await;
+    };
+    let counted = async || {
+        let counter = RejectedCounter::start(journal.clone(), dir.path()).unwrap();
+        let view = counter.view();
+        counter.stop().await;
+        let (position, counts) = view.counts_up_to();
+        assert_eq!(position, journal.extent(REJECTED).next);
+        counts.into_values().sum::<u64>()
+    };
+    for source in ["store:telemetry/0@3", "store:telemetry/0@9", "store:telemetry/1@3"] {
+        lay_aside(source).await;
+    }
+    assert_eq!(counted().await, 3);
+    // Read again from before both, and the rules have an opinion of their own.
+    for source in ["store:telemetry/0@3", "store:telemetry/0@9", "pipeline:telemetry/0@9"] {
+        lay_aside(source).await;
+    }
+    assert_eq!(counted().await, 4);
+    // A device's own words are no place in the journal.
+    for source in ["mqtt:store:telemetry/0@3", "mqtt:store:telemetry/0@3", "store:telemetry/0@10"] {
+        lay_aside(source).await;
+    }
+    assert_eq!(counted().await, 7);
+}

@@ -1,4 +1,7 @@
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicI64, AtomicU32, Ordering},
+};
 
 use dunlin_pipeline::{Config, Limits, Pipeline, RuleSet};
 use prometheus_client::registry::Registry;
@@ -13,7 +16,8 @@ fn hot() -> RuleSet {
 fn start(journal: &Arc<MemoryJournal>, dir: &Path, rules: RuleSet) -> Pipeline {
     let limits = Limits { lateness_millis: 0, ..Limits::default() };
     let config = Config { gather_millis: 1, limits, ..Config::default() };
-    Pipeline::start(config, journal.clone(), rules, dir, still(), &mut Registry::default()).unwrap()
+    Pipeline::start(config, journal.clone(), nothing(), rules, dir, still(), &mut Registry::default())
+        .unwrap()
 }
 
 async fn caught_up(journal: &MemoryJournal, pipeline: &Pipeline) {
@@ -104,4 +108,57 @@ async fn reloaded_rules_hold_from_then_on() {
     pipeline.stop().await;
     let phases: Vec<_> = alerts(&journal).await.into_iter().map(|t| format!("{:?}", t.phase)).collect();
     assert_eq!(phases, ["Pending", "Firing", "Resolved"]);
+}
+
+#[tokio::test]
+async fn silence_closes_windows_by_itself_but_not_before_what_is_still_to_come() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    let (now, looked) = (Arc::new(AtomicI64::new(10)), Arc::new(AtomicU32::new(0)));
+    let clock = {
+        let (now, looked) = (now.clone(), looked.clone());
+        Clock::new(move || {
+            looked.fetch_add(1, Ordering::SeqCst);
+            super::at(now.load(Ordering::SeqCst))
+        })
+    };
+    let under_way = nothing();
+    let rules = "[[rule]]\nname = \"hot\"\nwhen = \"avg(temperature) over 1m > 80\"\n";
+    let rules = RuleSet::parse(rules, "hot.toml").unwrap();
+    let limits = Limits { lateness_millis: 0, ..Limits::default() };
+    let config = Config { gather_millis: 1, limits, ..Config::default() };
+    let (inflow, metrics) = (under_way.clone(), &mut Registry::default());
+    let pipeline =
+        Pipeline::start(config, journal.clone(), inflow, rules, dir.path(), clock, metrics).unwrap();
+
+    // The second record was received in time and takes minutes into the journal.
+    append(&journal, &[reading("pump", 10, 99.0)]).await;
+    *under_way.0.lock().unwrap() = Some(super::at(20));
+    caught_up(&journal, &pipeline).await;
+    now.store(500, Ordering::SeqCst);
+    // Looked at once per tick: when the second begins, the first is over.
+    let before = looked.load(Ordering::SeqCst);
+    until("time went on", || looked.load(Ordering::SeqCst) >= before + 2).await;
+    append(&journal, &[reading("pump", 20, 1.0)]).await;
+    *under_way.0.lock().unwrap() = None;
+    caught_up(&journal, &pipeline).await;
+    append(&journal, &[reading("other", 490, 99.0)]).await;
+    until("the other's window closed in silence", || {
+        now.fetch_add(100, Ordering::SeqCst);
+        journal.extent(ALERTS).next > Offset::ZERO
+    })
+    .await;
+    pipeline.stop().await;
+    let fired: Vec<_> = alerts(&journal).await.into_iter().map(|t| t.device).collect();
+    assert_eq!(fired, ["other"]);
+}
+
+#[tokio::test]
+async fn the_journal_knows_of_the_rules_before_their_first_checkpoint() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
+    append(&journal, &hot_minutes()).await;
+    let pipeline = start(&journal, dir.path(), hot());
+    caught_up(&journal, &pipeline).await;
+    assert_eq!(journal.position("pipeline", TELEMETRY), Some(Offset(0)));
+    pipeline.stop().await;
+    assert_eq!(journal.position("pipeline", TELEMETRY), Some(Offset(12)));
 }

@@ -26,7 +26,12 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("gateway.connections_max", gateway.connections_max as u64, 1, 100_000_000),
         ("gateway.workers", gateway.workers as u64, 0, 1_024),
         ("gateway.inflight_bytes_max", gateway.inflight_bytes_max as u64, 1, TIB),
+        (
+            "gateway.connection_inflight_bytes_max",
+            gateway.connection_inflight_bytes_max as u64, 1, TIB,
+        ),
         ("gateway.connection_children_max", gateway.connection_children_max as u64, 0, COUNT_MAX),
+        ("gateway.device_children_max", gateway.device_children_max, 0, COUNT_MAX),
         ("gateway.time.future_tolerance_seconds", gateway.time.future_tolerance_seconds, 0, 100 * YEAR),
 
         ("journal.tail_cache_bytes", journal.tail_cache_bytes as u64, 0, TIB),

@@ -1,17 +1,20 @@
 //! The gateway's question "who is this?", answered by the registry.
 
-use dunlin_gateway::{Admitted, Denied, Directory};
-use dunlin_model::{DeviceId, DeviceType, chain};
-use dunlin_registry::{Device, Registry, RegistryError};
+use dunlin_gateway::{Admitted, ChildAnswer, Denied, Directory};
+use dunlin_model::{DeviceId, chain};
+use dunlin_registry::{Device, NoChild, Registry, RegistryError};
 use futures::future::BoxFuture;
 
 #[derive(Debug)]
-pub(crate) struct RegistryDirectory(pub(crate) Registry);
+pub(crate) struct RegistryDirectory {
+    pub(crate) registry: Registry,
+    pub(crate) children_max: u64,
+}
 
 impl Directory for RegistryDirectory {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
         Box::pin(async move {
-            let device = self.0.device_by_token(&token).await.map_err(unavailable)?;
+            let device = self.registry.device_by_token(&token).await.map_err(unavailable)?;
             let device = device.ok_or(Denied::UnknownToken)?;
             if !device.enabled {
                 return Err(Denied::Disabled);
@@ -25,21 +28,27 @@ impl Directory for RegistryDirectory {
         })
     }
 
-    fn child(
+    fn children(
         &self,
         parent: &Admitted,
-        name: DeviceId,
-    ) -> BoxFuture<'_, Result<(DeviceId, DeviceType), Denied>> {
+        names: Vec<DeviceId>,
+    ) -> BoxFuture<'_, Result<Vec<ChildAnswer>, Denied>> {
         let parent = parent.clone();
         Box::pin(async move {
-            let gateway = self.0.device(&parent.tenant, &parent.device).await.map_err(unavailable)?;
-            let gateway: Device = gateway.filter(|d| d.is_gateway && d.enabled).ok_or(Denied::Disabled)?;
-            let child = self.0.child_of(&gateway, &name).await.map_err(unavailable)?;
-            match child {
-                Some(child) if child.enabled => Ok((child.name, child.device_type)),
-                _ => Err(Denied::Disabled),
-            }
+            let gateway = self.registry.device(&parent.tenant, &parent.device).await.map_err(unavailable)?;
+            let gateway = gateway.filter(|d| d.is_gateway && d.enabled).ok_or(Denied::Disabled)?;
+            let children = self.registry.children_of(&gateway, &names, self.children_max).await;
+            Ok(children.map_err(unavailable)?.into_iter().map(answer).collect())
         })
+    }
+}
+
+fn answer(child: Result<Device, NoChild>) -> ChildAnswer {
+    match child {
+        Ok(child) if child.enabled => Ok((child.name, child.device_type)),
+        Ok(_) => Err(Denied::Disabled),
+        Err(NoChild::NotOfThisParent) => Err(Denied::NotAChild),
+        Err(NoChild::TooMany { children_max }) => Err(Denied::TooManyChildren { children_max }),
     }
 }
 

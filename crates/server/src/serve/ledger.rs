@@ -12,7 +12,7 @@ use dunlin_console::{Disagreement, GatewayAccount, LedgerView, RulesAccount, Ten
 use dunlin_gateway::{Account, GatewayView};
 use dunlin_journal::{Journal, Partition, Topic};
 use dunlin_model::TenantId;
-use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
+use dunlin_pipeline::{PipelineView, RejectedCounts, RejectedView, StoreView};
 use dunlin_tsdb::{Counts, Tsdb};
 use gone::Gone;
 
@@ -30,6 +30,7 @@ pub(crate) struct Ledger {
     gone: Gone,
 }
 
+const REJECTED: Partition = Partition { topic: Topic::Rejected, index: 0 };
 /// Stands in the ledger for messages whose tenant is not known (yet).
 const NOBODY: &str = "-";
 
@@ -64,6 +65,7 @@ impl Ledger {
     pub(crate) fn view(&self, counters: Counters<'_>) -> LedgerView {
         let gateway_before = counters.gateway.accounts();
         let position_before = position(counters);
+        let laid_aside = counters.journal.extent(REJECTED).next;
         let unread = self.unread_backlog(counters);
         let gone = self.gone.passed(counters.tsdb);
         let stored = counters.tsdb.counts();
@@ -81,16 +83,21 @@ impl Ledger {
                 "the gateway accepted {accepted_before} to {accepted_at_most} records, the journal took {new}"
             )));
         }
-        let read: u64 = stored.values().map(Counts::read).sum();
-        let skipped = store.undecodable + undecodable(counters);
-        if read + skipped + gone < position_before || read + gone > position_after {
-            problems.push(of_all(format!(
-                "the store is at {position_before} to {position_after} and accounts for {read} records, \
-                 {skipped} more were not decodable, {gone} were gone before it came"
-            )));
-        }
-
-        let idle = position_after == journaled && total(&gateway, |a| a.in_flight) == 0;
+        let (counted_up_to, rejected) = counters.rejected.counts_up_to();
+        let undecodable = undecodable(&rejected);
+        let passage = Passage {
+            position_before,
+            position_after,
+            read: stored.values().map(Counts::read).sum(),
+            // Laid aside before the store goes on, and counted a little later.
+            skipped: match counted_up_to >= laid_aside {
+                true => undecodable,
+                false => undecodable + store.undecodable,
+            },
+            gone,
+        };
+        problems.extend(passage.problem().map(of_all));
+        let idle = passage.is_idle(journaled) && total(&gateway, |a| a.in_flight) == 0;
         let mut tenants = BTreeMap::<String, TenantLedger>::new();
         for (tenant, account) in &gateway {
             tenants.entry(tenant.to_string()).or_default().gateway = gateway_account(account);
@@ -120,7 +127,7 @@ impl Ledger {
             ledger.accepted = accepted.max(read);
             ledger.in_flight = ledger.accepted - read;
         }
-        for ((tenant, reason), records) in counters.rejected.counts() {
+        for ((tenant, reason), records) in rejected {
             let tenant = if tenant.is_empty() { NOBODY.to_owned() } else { tenant };
             tenants.entry(tenant).or_default().rejected.insert(reason.as_str().to_owned(), records);
         }
@@ -144,6 +151,38 @@ impl Ledger {
             end.saturating_sub(position.max(counters.journal.extent(at).oldest.0))
         };
         partitions(counters.journal).zip(&self.ends).map(of).sum()
+    }
+}
+
+/// What the store made of the records it passed, looked at while it went on.
+#[derive(Debug, Clone, Copy)]
+struct Passage {
+    /// Before and after the rest was looked at.
+    position_before: u64,
+    position_after: u64,
+    read: u64,
+    /// Not decodable.
+    skipped: u64,
+    gone: u64,
+}
+
+impl Passage {
+    fn problem(&self) -> Option<String> {
+        let Self { position_before, position_after, read, skipped, gone } = self;
+        let is_short = read + skipped + gone < *position_before;
+        let is_over = read + gone > *position_after;
+        (is_short || is_over).then(|| {
+            format!(
+                "the store is at {position_before} to {position_after} and accounts for {read} records, \
+                 {skipped} more were not decodable, {gone} were gone before it came"
+            )
+        })
+    }
+
+    /// Whether the store had passed all there is before it was asked what it made of it: what came in between is not
+    /// in its counts.
+    fn is_idle(&self, journaled: u64) -> bool {
+        self.position_before == self.position_after && self.position_after == journaled
     }
 }
 
@@ -176,11 +215,35 @@ fn position(counters: Counters<'_>) -> u64 {
     partitions(counters.journal).filter_map(|at| counters.tsdb.position(at)).map(|offset| offset.0).sum()
 }
 
-/// Records of the journal that could not be decoded, ever: their dead letters name no tenant.
-fn undecodable(counters: Counters<'_>) -> u64 {
-    counters.rejected.counts().iter().filter(|((tenant, _), _)| tenant.is_empty()).map(|(_, n)| n).sum()
+/// Records of the journal that could not be decoded, ever: laid aside, they name no tenant.
+fn undecodable(rejected: &RejectedCounts) -> u64 {
+    rejected.iter().filter(|((tenant, _), _)| tenant.is_empty()).map(|(_, n)| n).sum()
 }
 
 pub(crate) fn partitions(journal: &dyn Journal) -> impl Iterator<Item = Partition> {
     (0..journal.partitions(Topic::Telemetry)).map(|index| Partition::new(Topic::Telemetry, index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STILL: Passage = Passage { position_before: 10, position_after: 10, read: 8, skipped: 1, gone: 1 };
+
+    #[test]
+    fn a_store_that_goes_on_meanwhile_is_not_idle() {
+        assert!(STILL.is_idle(10));
+        assert!(!STILL.is_idle(11), "more is to come");
+        // The tenth was stored after the counts were read: no tenant's account can be held against them.
+        assert!(!Passage { position_before: 9, ..STILL }.is_idle(10));
+    }
+
+    #[test]
+    fn what_the_store_passed_is_read_or_skipped_or_was_gone() {
+        assert_eq!(STILL.problem(), None);
+        assert_eq!(Passage { position_after: 12, read: 10, ..STILL }.problem(), None);
+        assert!(Passage { read: 7, ..STILL }.problem().is_some(), "one is lost");
+        assert!(Passage { skipped: 0, ..STILL }.problem().is_some());
+        assert!(Passage { read: 10, skipped: 0, ..STILL }.problem().is_some(), "one is twice");
+    }
 }

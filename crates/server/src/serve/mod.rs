@@ -4,6 +4,7 @@ mod directory; // the gateway's "who is this?"
 mod ending; // that a stop has an end
 mod first_start; // what a new data directory is given
 mod http; // one of the doors
+mod inflow; // the rules' question "what is still to come?"
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod running; // start and stop
@@ -47,6 +48,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hang_up.recv() => running.reload_rules(&rules),
+            reason = running.broken() => return Err(running.abandon(reason)),
         }
     }
     tracing::info!("stopping");

@@ -7,9 +7,10 @@ use std::{
 };
 
 use dunlin_alerting::CONSUMER as ALERTING;
-use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, StageStatus, StatusView};
-use dunlin_gateway::GatewayView;
+use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView};
+use dunlin_gateway::{Access, GatewayView};
 use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
+use dunlin_model::{DeviceId, TenantId};
 use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
 use dunlin_tsdb::Tsdb;
 use prometheus_client::{
@@ -33,6 +34,7 @@ pub(crate) struct ServerPlatform {
     pub(crate) rules: PipelineView,
     pub(crate) rejected: RejectedView,
     pub(crate) gateway: GatewayView,
+    pub(crate) access: Access,
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Mutex<Metrics>,
 }
@@ -70,11 +72,23 @@ impl Platform for ServerPlatform {
             Health::Refusing { reason, .. } => Some(format!("journal: {reason}")),
             Health::Closed => Some("journal: closed".to_owned()),
         };
-        let store = self.store.status().stalled.map(|reason| format!("store: {reason}"));
-        match [journal, store].into_iter().flatten().collect::<Vec<_>>() {
+        // Everybody may ask, and reasons name files, which have the names of tenants: those are in the log.
+        let store = self.store.status().stalled.map(|_| "store: takes nothing, the log says why".to_owned());
+        let rejected = self.rejected.stalled().map(|_| "count of rejected: does not get on".to_owned());
+        let rules =
+            self.rules.stalled().into_iter().map(|_| "rules: do not get on, the log says why".to_owned());
+        match [journal, store, rejected].into_iter().flatten().chain(rules).collect::<Vec<_>>() {
             reasons if reasons.is_empty() => Readiness::Ready,
             reasons => Readiness::NotReady(reasons),
         }
+    }
+
+    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        let what = match what {
+            Revoked::Token => dunlin_gateway::Revoked::Token,
+            Revoked::Device => dunlin_gateway::Revoked::Device,
+        };
+        self.access.revoke(tenant, device, what);
     }
 
     fn metrics(&self) -> String {

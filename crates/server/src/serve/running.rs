@@ -21,6 +21,7 @@ use super::{
     ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
     http::{self, Http},
+    inflow::GatewayInflow,
     ledger::Ledger,
     platform::ServerPlatform,
 };
@@ -75,9 +76,11 @@ impl Running {
             &mut metrics,
         )?;
         let rule_count = rules.len();
+        let inflow = Arc::new(GatewayInflow::default());
         let pipeline = Pipeline::start(
             config.pipeline.clone(),
             journal.clone(),
+            inflow.clone(),
             rules,
             &config.data,
             clock.clone(),
@@ -90,7 +93,10 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
-        let directory = Arc::new(RegistryDirectory(registry.clone()));
+        let directory = Arc::new(RegistryDirectory {
+            registry: registry.clone(),
+            children_max: config.gateway.device_children_max,
+        });
         let gateway = Gateway::start(
             config.gateway.clone(),
             doors.mqtt,
@@ -100,6 +106,7 @@ impl Running {
             config.data.join("sessions"),
             &mut metrics,
         )?;
+        inflow.is_through(gateway.view());
         let platform = Arc::new(ServerPlatform {
             started,
             mqtt: gateway.mqtt_address(),
@@ -109,6 +116,7 @@ impl Running {
             rules: pipeline.view(),
             rejected: rejected.view(),
             gateway: gateway.view(),
+            access: gateway.access(),
             ledger,
             metrics: Mutex::new(metrics),
         });
@@ -135,6 +143,21 @@ impl Running {
             }
             Err(failure) => tracing::error!(?failure, "rules are not valid; those in force stay"),
         }
+    }
+
+    /// Comes back, with the reason, when a part broke that cannot be begun anew beside the others.
+    pub(crate) async fn broken(&self) -> String {
+        tokio::select! {
+            reason = self.stores.journal.broken() => format!("journal: {reason}"),
+            reason = self.stores.tsdb.broken() => format!("store: {reason}"),
+        }
+    }
+
+    /// Leaves everything as it is, as a power cut would: what a broken part knows must not be written, and what was
+    /// acknowledged is in the journal.
+    pub(crate) fn abandon(self, reason: String) -> Failure {
+        std::mem::forget(self);
+        Failure::Broken(format!("{reason}; the next start goes on from what is on disk"))
     }
 
     /// Closes the doors, drains the acknowledgements, ends the consumers, flushes the store, closes the journal.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dunlin_model::{Clock, Record, TimeSource, Value, ValueRef};
+use dunlin_model::{Record, TimeSource, Value, ValueRef};
 use dunlin_tsdb::{
     MemoryDisk, MemoryTsdb, Query, Series, Tsdb,
     conformance::{at, record, tenant, write},
@@ -102,7 +102,7 @@ async fn holds(store: &dyn Tsdb) -> Vec<(String, String, Vec<(i64, String)>)> {
 
 async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let (lab, disk) = (ParquetLab::default(), MemoryDisk::default());
-    let model = || MemoryTsdb::open(disk.clone(), None, Clock::new(|| at(0)));
+    let model = || MemoryTsdb::open(disk.clone(), None);
     let (mut store, mut expected) = (lab.store(), Arc::new(model()));
     for step in steps {
         match step {

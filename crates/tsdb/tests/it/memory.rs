@@ -1,9 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
-use dunlin_model::Clock;
 use dunlin_tsdb::{
     MemoryDisk, MemoryTsdb, Tsdb,
-    conformance::{Lab, at, tests},
+    conformance::{Lab, tests},
 };
 use futures::future::{BoxFuture, FutureExt};
 
@@ -12,7 +11,7 @@ struct MemoryLab(MemoryDisk);
 
 impl Lab for MemoryLab {
     fn open(&self, retention: Option<Duration>) -> BoxFuture<'_, Arc<dyn Tsdb>> {
-        let store = MemoryTsdb::open(self.0.clone(), retention, Clock::new(|| at(0)));
+        let store = MemoryTsdb::open(self.0.clone(), retention);
         async move { Arc::new(store) as Arc<dyn Tsdb> }.boxed()
     }
 }
