@@ -15,7 +15,7 @@ use dunlin_broker::{
     Acknowledged, Change, Filter, Message, Publication, Published, Session, SessionKey, Subscription, Tenant,
     check_topic,
 };
-use dunlin_journal::Topic;
+use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
 use futures::FutureExt;
 use ntex::{
@@ -280,7 +280,10 @@ async fn commit(
         if worker.logs.allow() {
             tracing::error!(%error, "the journal did not take a session, connect refused");
         }
-        (Unwelcome::Unavailable, "journal")
+        match error {
+            AppendError::Full { .. } => (Unwelcome::Quota, "journal_full"),
+            _ => (Unwelcome::Unavailable, "journal"),
+        }
     })
 }
 
