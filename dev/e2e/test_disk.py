@@ -10,6 +10,7 @@ import paho.mqtt.client as paho
 import powercut
 import pytest
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from platform_under_test import HERE, SEED, Load, add_devices, check_acked, check_nothing_lost, stored_csv, until
 
 CUTS = int(os.environ.get("DUNLIN_E2E_POWERCUTS", "2"))
@@ -97,10 +98,13 @@ def test_a_sync_that_fails_for_good(platforms, tmp_path, shim, loads):
     status, headers, body = platform.request("POST", "/v1/telemetry", b'{"temperature": 1}', token)
     assert status in (503, 507), (status, body)
     assert headers["Retry-After"], headers
-    after = Load(platform, tmp_path, devices, 2, "--seq-first", "2000000000", name="after", drain="2s", reconnect="60s")
+    after = Load(
+        platform, tmp_path, devices, 2, "--clean-sessions", "--seq-first", "2000000000", name="after", drain="2s"
+    )
     loads.append(after)
     report = after.finish()
     assert report["acked"] == 0, f"acknowledged what cannot be durable: {report}"
+    assert session_refusal(platform, token) == 0x88, "a session that should outlive its connection cannot be kept now"
     assert "fdatasync" in platform.log() or "fence" in platform.log().lower()
     assert platform.get("/readyz", token=None)[0] != 200, "not ready while nothing can be accepted"
     assert platform.get("/healthz", token=None)[0] == 200
@@ -135,9 +139,11 @@ def test_a_full_disk(platforms, tmp_path, small_disk, loads):
     problem = until("HTTP says that the disk is full", refused)
     assert b"space" in problem.lower() or b"full" in problem.lower(), problem
     assert refusal_reason(platform, token) == 0x97
+    assert session_refusal(platform, token) == 0x97, "a session that should outlive its connection has no place"
 
     during = Load(
-        platform, tmp_path, devices, 2, "--v5", "--rate", "500", "--seq-first", "2000000000", name="during", drain="10s"
+        platform, tmp_path, devices, 2, "--v5", "--clean-sessions", "--rate", "500", "--seq-first", "2000000000",
+        name="during", drain="10s",
     )
     loads.append(during)
     report = during.finish()
@@ -171,6 +177,26 @@ def fill(directory):
                 pass
         os.fsync(file.fileno())
     return ballast
+
+
+def session_refusal(platform, token):
+    """The reason code of the CONNACK for a session of an hour."""
+    answered, reasons = threading.Event(), []
+
+    def on_connect(_client, _data, _flags, reason, _properties):
+        reasons.append(reason.value)
+        answered.set()
+
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="lasting", protocol=paho.MQTTv5)
+    client.username_pw_set(token)
+    client.on_connect = on_connect
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 3_600
+    client.connect("127.0.0.1", platform.mqtt_port, clean_start=False, properties=properties)
+    client.loop_start()
+    assert answered.wait(20), "no CONNACK"
+    client.loop_stop()
+    return reasons[0]
 
 
 def refusal_reason(platform, token):

@@ -28,7 +28,8 @@ use crate::{
     connection::Connection,
     decode::Fault,
     logs::LogBudget,
-    metrics::Metrics,
+    metrics::{Books, Metrics},
+    pubsub::PubSub,
     record::{Arrival, Delivery, Origin, append_telemetry},
 };
 
@@ -45,6 +46,7 @@ pub(crate) struct Lane(u16);
 
 pub(crate) struct Appender {
     journal: Arc<dyn Journal>,
+    pubsub: Arc<PubSub>,
     clock: Clock,
     policy: TimePolicy,
     metrics: Arc<Metrics>,
@@ -57,6 +59,7 @@ pub(crate) struct Appender {
     inflight_bytes_max: usize,
     room: Condition<()>,
     idle: Condition<()>,
+    handed: Condition<()>,
     flush_wanted: Cell<bool>,
     flusher: LocalWaker,
 }
@@ -66,6 +69,8 @@ struct LaneState {
     open: Open,
     closed: VecDeque<Open>,
     appends: usize,
+    /// Batches that were handed to the journal since the start.
+    handed: u64,
 }
 
 /// A batch, who waits for it, and what it counts as.
@@ -111,24 +116,25 @@ pub(crate) type Counted<'a> = Option<(&'a Arc<TenantAccount>, Class)>;
 impl Appender {
     pub(crate) fn new(
         journal: Arc<dyn Journal>,
+        pubsub: Arc<PubSub>,
         clock: Clock,
         policy: TimePolicy,
         inflight_bytes_max: usize,
-        metrics: Arc<Metrics>,
-        arrivals: Arrivals,
+        books: &Books,
         logs: Rc<LogBudget>,
     ) -> Self {
         let lanes = TOPICS
             .into_iter()
             .flat_map(|topic| (0..journal.partitions(topic)).map(move |index| Partition::new(topic, index)))
-            .map(|at| LaneState { at, open: Open::default(), closed: VecDeque::new(), appends: 0 })
+            .map(|at| LaneState { at, open: Open::default(), closed: VecDeque::new(), appends: 0, handed: 0 })
             .collect();
         Self {
             journal,
+            pubsub,
             clock,
             policy,
-            metrics,
-            arrivals,
+            metrics: books.metrics.clone(),
+            arrivals: books.arrivals.clone(),
             logs,
             lanes: RefCell::new(lanes),
             arena: RefCell::new(Bump::new()),
@@ -137,15 +143,20 @@ impl Appender {
             inflight_bytes_max,
             room: Condition::new(),
             idle: Condition::new(),
+            handed: Condition::new(),
             flush_wanted: Cell::new(false),
             flusher: LocalWaker::new(),
         }
     }
 
     pub(crate) fn lane(&self, topic: Topic, slot: Slot) -> Lane {
+        self.lane_of(Partition::new(topic, slot.partition(self.journal.partitions(topic))))
+    }
+
+    pub(crate) fn lane_of(&self, at: Partition) -> Lane {
         let before: u16 =
-            TOPICS.into_iter().take_while(|t| *t != topic).map(|t| self.journal.partitions(t)).sum();
-        Lane(before + slot.partition(self.journal.partitions(topic)))
+            TOPICS.into_iter().take_while(|t| *t != at.topic).map(|t| self.journal.partitions(t)).sum();
+        Lane(before + at.index)
     }
 
     /// When this turn of the worker began.
@@ -244,6 +255,16 @@ impl Appender {
         }
     }
 
+    /// Until all that was added up to now has its place in the log.
+    pub(crate) async fn handed_over(&self) {
+        let ahead: Vec<u64> = self.lanes.borrow().iter().map(LaneState::filled).collect();
+        let is_over =
+            |lanes: &[LaneState]| lanes.iter().zip(&ahead).all(|(lane, ahead)| lane.handed >= *ahead);
+        while !is_over(&self.lanes.borrow()) {
+            self.handed.wait().await;
+        }
+    }
+
     /// Hands batches over after every turn that filled some. Its task is woken by the first record of a turn, and
     /// so runs after the connections that were ready in that turn.
     pub(crate) async fn run(self: Rc<Self>) {
@@ -255,6 +276,7 @@ impl Appender {
             .await;
             self.turn.set(None);
             self.hand_over();
+            self.handed.notify();
             self.metrics.inflight_bytes.set(self.inflight_bytes.get() as i64);
         }
     }
@@ -264,6 +286,7 @@ impl Appender {
             while lane.appends < LANE_APPENDS_MAX {
                 let Some(open) = lane.next() else { break };
                 lane.appends += 1;
+                lane.handed += 1;
                 let at = lane.at;
                 let appender = self.clone();
                 let Open { batch, waiting, tallies, arriving } = open;
@@ -295,6 +318,9 @@ impl Appender {
         {
             tracing::error!(partition = %at, %error, "append failed, nothing of the batch is acknowledged");
         }
+        if at.topic == Topic::Sessions {
+            self.pubsub.appended();
+        }
         for tally in &tallies {
             match outcome {
                 Ok(()) => tally.account.durable(tally.class, tally.records),
@@ -323,12 +349,17 @@ impl Appender {
 }
 
 /// What a gateway writes, in the order of its lanes.
-const TOPICS: [Topic; 3] = [Topic::Telemetry, Topic::Events, Topic::Rejected];
+const TOPICS: [Topic; 4] = [Topic::Telemetry, Topic::Events, Topic::Rejected, Topic::Sessions];
 
 /// What became of a batch.
 pub(crate) type Outcome<'a> = Result<(), &'a AppendError>;
 
 impl LaneState {
+    /// How many batches there are when all that it holds is handed over.
+    fn filled(&self) -> u64 {
+        self.handed + self.closed.len() as u64 + u64::from(self.open.batch.size_bytes() > 0)
+    }
+
     fn next(&mut self) -> Option<Open> {
         self.closed.pop_front().or_else(|| {
             let capacity = self.open.batch.size_bytes();

@@ -1,3 +1,4 @@
+use dunlin_broker::Limits;
 use dunlin_model::{TimePolicy, limits::MESSAGE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,55 @@ pub struct Config {
     pub drain_seconds_max: u16,
     /// When a device's clock is believed.
     pub time: TimePolicy,
+    /// Subscriptions, retained messages and sessions.
+    pub pubsub: PubSubConfig,
+}
+
+/// What pub/sub may take, tenant by tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PubSubConfig {
+    /// Subscriptions of one client.
+    pub session_subscriptions_max: usize,
+    /// Messages that wait for one client; what is more is dropped and counted.
+    pub queue_messages_max: usize,
+    /// Bytes that wait for one client; what is more is dropped and counted.
+    pub queue_bytes_max: usize,
+    /// Sessions of one tenant that outlive their connections.
+    pub sessions_max: usize,
+    /// The longest that a session outlives its connection; MQTT 3.1.1 clients get this.
+    pub session_expiry_seconds_max: u32,
+    /// Retained messages of one tenant.
+    pub retained_messages_max: usize,
+    /// Bytes of one tenant's retained messages.
+    pub retained_bytes_max: usize,
+}
+
+impl Default for PubSubConfig {
+    fn default() -> Self {
+        Self {
+            session_subscriptions_max: 1_000,
+            queue_messages_max: 10_000,
+            queue_bytes_max: 8 << 20,
+            sessions_max: 1_000_000,
+            session_expiry_seconds_max: 7 * 24 * 3_600,
+            retained_messages_max: 100_000,
+            retained_bytes_max: 256 << 20,
+        }
+    }
+}
+
+impl PubSubConfig {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            session_subscriptions_max: self.session_subscriptions_max,
+            queue_messages_max: self.queue_messages_max,
+            queue_bytes_max: self.queue_bytes_max,
+            sessions_max: self.sessions_max,
+            retained_messages_max: self.retained_messages_max,
+            retained_bytes_max: self.retained_bytes_max,
+        }
+    }
 }
 
 impl Default for Config {
@@ -54,6 +104,7 @@ impl Default for Config {
             device_children_max: 10_000,
             drain_seconds_max: 10,
             time: TimePolicy::default(),
+            pubsub: PubSubConfig::default(),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! One connected device: what it has published and not yet heard about, answered in the order it was sent.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashSet, VecDeque},
     num::NonZeroU16,
     rc::Rc,
     sync::Arc,
 };
 
+use dunlin_broker::{Home, Session, SessionId, SessionKey, Tenant};
 use dunlin_journal::AppendError;
 use dunlin_model::RejectReason;
 use ntex::{channel::condition::Condition, io::IoRef, util::BytePages};
@@ -16,7 +17,6 @@ use ntex_mqtt::QoS;
 use crate::{
     account::TenantAccount,
     append::{Lane, Outcome},
-    config::Config,
     directory::Admitted,
     logs::LogBudget,
     metrics::Metrics,
@@ -34,7 +34,21 @@ pub(crate) struct Connection {
     pub(crate) who: Admitted,
     pub(crate) account: Arc<TenantAccount>,
     pub(crate) telemetry: Lane,
+    /// Where changes of its session go.
+    pub(crate) changes: Lane,
     pub(crate) wire: Wire,
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) key: SessionKey,
+    /// Messages of QoS 1 and 2 that the client takes before it has acknowledged the first.
+    pub(crate) window: usize,
+    /// Made when it is first needed: most devices only publish.
+    session: OnceCell<Arc<Session>>,
+    /// The client has nothing to repeat of what it sent on earlier connections.
+    pub(crate) settled: bool,
+    /// It has published something that it may repeat.
+    pub(crate) may_repeat: Cell<bool>,
+    /// It has published by way of the log.
+    pub(crate) publishes_in_log: Cell<bool>,
     pub(crate) share: Rc<Share>,
     io: IoRef,
     metrics: Arc<Metrics>,
@@ -59,8 +73,19 @@ struct Unanswered {
 
 struct Answer {
     packet_id: Option<NonZeroU16>,
-    qos: QoS,
+    to: To,
     state: State,
+}
+
+/// What is answered once the log has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    /// By PUBACK or PUBREC.
+    Publish(QoS),
+    /// PUBREC for one of ours, by PUBREL.
+    Received,
+    /// PUBREL, by PUBCOMP.
+    Released,
 }
 
 enum State {
@@ -83,38 +108,80 @@ pub(crate) struct Refusal {
     pub(crate) detail: String,
 }
 
+/// What a connection is made of, as the handshake found it.
+pub(crate) struct Parts {
+    pub(crate) id: u64,
+    pub(crate) who: Admitted,
+    pub(crate) account: Arc<TenantAccount>,
+    pub(crate) telemetry: Lane,
+    pub(crate) changes: Lane,
+    pub(crate) share: Rc<Share>,
+    pub(crate) wire: Wire,
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) key: SessionKey,
+    pub(crate) window: usize,
+    /// The session that is in the log, if there is one.
+    pub(crate) session: Option<Arc<Session>>,
+    pub(crate) settled: bool,
+    pub(crate) io: IoRef,
+    pub(crate) unanswered_max: usize,
+    pub(crate) inflight_bytes_max: usize,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) logs: Rc<LogBudget>,
+}
+
 impl Connection {
-    #[expect(clippy::too_many_arguments, reason = "built in one place, from what the handshake found")]
-    pub(crate) fn new(
-        id: u64,
-        who: Admitted,
-        account: Arc<TenantAccount>,
-        telemetry: Lane,
-        wire: Wire,
-        share: Rc<Share>,
-        io: IoRef,
-        config: &Config,
-        metrics: Arc<Metrics>,
-        logs: Rc<LogBudget>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { id, who, account, telemetry, changes, wire, tenant, key, window, session, .. } = parts;
         Self {
             id,
             who,
             account,
             telemetry,
+            changes,
             wire,
-            share,
-            io,
-            metrics,
-            logs,
+            share: parts.share,
+            tenant,
+            key,
+            window,
+            session: session.map_or_else(OnceCell::new, OnceCell::from),
+            settled: parts.settled,
+            may_repeat: Cell::new(false),
+            publishes_in_log: Cell::new(false),
+            io: parts.io,
+            metrics: parts.metrics,
+            logs: parts.logs,
             unanswered: RefCell::default(),
-            unanswered_max: usize::from(config.connection_inflight_max),
+            unanswered_max: parts.unanswered_max,
             inflight_bytes: Cell::new(0),
-            inflight_bytes_max: config.connection_inflight_bytes_max,
+            inflight_bytes_max: parts.inflight_bytes_max,
             unreleased: RefCell::default(),
             room: Condition::new(),
             end: Cell::new(None),
         }
+    }
+
+    /// The session, if the client has one by now.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        self.session.get()
+    }
+
+    pub(crate) fn session_id(&self) -> SessionId {
+        self.session.get().map_or(SessionId::live(self.id), |session| session.id)
+    }
+
+    /// The session; made now if the client had none.
+    pub(crate) fn session_at(&self, home: &Arc<dyn Home>) -> &Arc<Session> {
+        self.session.get_or_init(|| {
+            let session = Session::live(self.session_id(), self.key.clone());
+            session.attach(home.clone(), self.id);
+            session
+        })
+    }
+
+    /// Whether everything that the client has sent is answered.
+    pub(crate) fn has_answered_all(&self) -> bool {
+        self.unanswered.borrow().queue.is_empty()
     }
 
     /// Whether another publish may be read.
@@ -152,11 +219,22 @@ impl Connection {
 
     /// Queues the answer to a publish; its number is what `resolve` will name.
     pub(crate) fn expect(&self, packet_id: Option<NonZeroU16>, qos: QoS) -> u32 {
-        self.queue(Answer { packet_id, qos, state: State::Waiting })
+        self.queue(Answer { packet_id, to: To::Publish(qos), state: State::Waiting })
     }
 
     pub(crate) fn expect_refusal(&self, packet_id: Option<NonZeroU16>, qos: QoS, refusal: Refusal) -> u32 {
-        self.queue(Answer { packet_id, qos, state: State::WaitingToRefuse(Box::new(refusal)) })
+        let to = To::Publish(qos);
+        self.queue(Answer { packet_id, to, state: State::WaitingToRefuse(Box::new(refusal)) })
+    }
+
+    /// Queues PUBREL, for when the log knows that the client has the message.
+    pub(crate) fn expect_received(&self, packet_id: NonZeroU16) -> u32 {
+        self.queue(Answer { packet_id: Some(packet_id), to: To::Received, state: State::Waiting })
+    }
+
+    /// Queues PUBCOMP, for when the log has forgotten the packet id.
+    pub(crate) fn expect_released(&self, packet_id: NonZeroU16) -> u32 {
+        self.queue(Answer { packet_id: Some(packet_id), to: To::Released, state: State::Waiting })
     }
 
     /// Takes back the newest `expect`: the publish turned out to be one to refuse.
@@ -179,14 +257,20 @@ impl Connection {
 
     /// Whether the client keeps to what it was told: publishes that are not acknowledged, QoS 2 ones not released.
     pub(crate) fn keeps_receive_maximum(&self) -> bool {
-        let unreleased = self.unreleased.borrow().len();
+        let in_log = self.logged().map_or(0, Session::held);
+        let held = self.unreleased.borrow().len() + in_log;
         if self.wire.version() == Version::V3 {
-            return unreleased < UNRELEASED_V3_MAX;
+            return held < UNRELEASED_V3_MAX;
         }
         let unanswered = &self.unanswered.borrow().queue;
-        unreleased + unanswered.len() < self.unanswered_max // The usual case; now without counting QoS 2 twice.
-            || unreleased + unanswered.iter().filter(|a| a.qos == QoS::AtLeastOnce).count()
-                < self.unanswered_max
+        held + unanswered.len() < self.unanswered_max // The usual case; now without counting QoS 2 twice.
+            || held + unanswered.iter().filter(|a| self.is_under_way_alone(a)).count() < self.unanswered_max
+    }
+
+    /// Whether it is a publish whose packet id is not held.
+    fn is_under_way_alone(&self, answer: &Answer) -> bool {
+        let To::Publish(qos) = answer.to else { return false };
+        qos == QoS::AtLeastOnce || answer.packet_id.is_some_and(|packet_id| !self.is_held(packet_id))
     }
 
     /// Until every publish so far is answered.
@@ -197,7 +281,12 @@ impl Connection {
     }
 
     pub(crate) fn is_held(&self, packet_id: NonZeroU16) -> bool {
-        self.unreleased.borrow().contains(&packet_id)
+        self.unreleased.borrow().contains(&packet_id) || self.logged().is_some_and(|s| s.holds(packet_id))
+    }
+
+    /// The session, if it is in the log.
+    fn logged(&self) -> Option<&Session> {
+        self.session.get().map(|session| &**session).filter(|session| session.id.is_logged())
     }
 
     /// Remembers a QoS 2 packet id. False if it is remembered already: the message is a repetition.
@@ -216,7 +305,7 @@ impl Connection {
             .borrow()
             .queue
             .iter()
-            .any(|a| a.packet_id == Some(packet_id) && a.qos == QoS::ExactlyOnce)
+            .any(|a| a.packet_id == Some(packet_id) && a.to == To::Publish(QoS::ExactlyOnce))
     }
 
     /// Writes what `write` puts out, if the connection still takes anything.
@@ -273,12 +362,16 @@ impl Connection {
 
     /// Writes one answer. What cannot be said in an answer ends the connection.
     fn write_answer(&self, answer: Answer, out: &mut BytePages) -> Option<(Code, String)> {
-        let Answer { packet_id, qos, state } = answer;
+        let Answer { packet_id, to, state } = answer;
         let (code, why) = match state {
             State::Waiting | State::WaitingToRefuse(_) => return None,
             State::Durable => {
                 if let Some(packet_id) = packet_id {
-                    Wire::acknowledge(packet_id, qos, out);
+                    match to {
+                        To::Publish(qos) => Wire::acknowledge(packet_id, qos, out),
+                        To::Received => self.wire.release(packet_id, true, out),
+                        To::Released => self.wire.complete(packet_id, true, out),
+                    }
                 }
                 return None;
             }
@@ -287,15 +380,11 @@ impl Connection {
             State::NotTaken(why) => (Code::Quota, why),
             State::Refused(refusal) => (refusal.code, refusal.detail),
         };
-        if qos == QoS::ExactlyOnce
-            && let Some(packet_id) = packet_id
-        {
+        let (Some(packet_id), To::Publish(qos)) = (packet_id, to) else { return Some((code, why)) };
+        if qos == QoS::ExactlyOnce {
             self.release(packet_id);
         }
-        match packet_id {
-            Some(packet_id) if self.wire.refuse(packet_id, qos, code, &why, out) => None,
-            _ => Some((code, why)),
-        }
+        (!self.wire.refuse(packet_id, qos, code, &why, out)).then_some((code, why))
     }
 
     /// Says why (MQTT 5) and closes. Whatever is unanswered stays so.

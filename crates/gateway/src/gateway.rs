@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -22,10 +23,12 @@ use crate::{
     account::{Account, Accounts},
     arrivals::Arrivals,
     config::{Config, InvalidConfig},
+    delivery::WRITE_BUFFER_BYTES,
     directory::Directory,
     http,
     metrics::{Books, Metrics},
     mqtt,
+    pubsub::{Follower, RecoverError},
     sessions::{Access, Order},
     worker::{Shared, Worker},
 };
@@ -33,6 +36,7 @@ use crate::{
 /// Read buffers above this give way to back-pressure; also what one read takes at most.
 const READ_BUFFER_BYTES: usize = 16 << 10;
 const READ_BUFFER_BYTES_LOW: usize = 1 << 10;
+const WRITE_BUFFER_BYTES_LOW: usize = 4 << 10;
 /// Buffers that a worker keeps for connections that become active.
 const BUFFERS_KEPT_MAX: usize = 256;
 
@@ -43,6 +47,7 @@ pub struct Gateway {
     /// Behind a lock because its handle cannot be shared; nobody contends for it.
     server: Mutex<Server>,
     thread: JoinHandle<()>,
+    sessions: Follower,
     address: SocketAddr,
 }
 
@@ -78,10 +83,12 @@ pub enum StartError {
     Thread(#[source] io::Error),
     #[error("the MQTT workers did not start")]
     Workers,
+    #[error("bring back the sessions of MQTT clients")]
+    Sessions(#[from] RecoverError),
 }
 
 impl Gateway {
-    /// Opens the MQTT door on `listener`. Its workers have threads of their own; HTTP runs where
+    /// Opens the MQTT door on `listener`; sessions that outlive their connections have their snapshots in `directory`. Its workers have threads of their own; HTTP runs where
     /// [`http_routes`](Self::http_routes) is served.
     pub fn start(
         config: Config,
@@ -89,6 +96,7 @@ impl Gateway {
         journal: Arc<dyn Journal>,
         directory: Arc<dyn Directory>,
         clock: Clock,
+        directory_of_sessions: PathBuf,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
         config.check()?;
@@ -96,7 +104,9 @@ impl Gateway {
         let accounts = Accounts::default();
         let metrics = Arc::new(Metrics::new(registry, &accounts));
         let books = Books { accounts, arrivals: Arrivals::default(), metrics };
-        let shared = Arc::new(Shared::new(config, journal, directory, clock, books));
+        let sessions =
+            Follower::start(journal.clone(), clock.clone(), directory_of_sessions, config.pubsub.limits())?;
+        let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
 
         let (started, starting) = mpsc::channel();
         let workers = shared.clone();
@@ -105,7 +115,7 @@ impl Gateway {
             .spawn(move || run(workers, listener, started))
             .map_err(StartError::Thread)?;
         let server = starting.recv().map_err(|_| StartError::Workers)?.map_err(StartError::Listener)?;
-        Ok(Self { shared, server: Mutex::new(server), thread, address })
+        Ok(Self { shared, server: Mutex::new(server), thread, sessions, address })
     }
 
     /// Where MQTT is spoken.
@@ -136,7 +146,7 @@ impl Gateway {
     /// Closes the doors, lets what was appended be acknowledged, says goodbye, and ends the workers. HTTP is ended
     /// by whoever serves it, before.
     pub async fn stop(self) {
-        let Self { shared, server, thread, .. } = self;
+        let Self { shared, server, thread, sessions, .. } = self;
         let server = server.into_inner().unwrap_or_else(PoisonError::into_inner);
         let pausing = server.pause();
         pausing.await;
@@ -146,7 +156,11 @@ impl Gateway {
         }
         let stopping = server.stop(false);
         stopping.await;
-        let _panicked = tokio::task::spawn_blocking(move || thread.join()).await;
+        let _panicked = tokio::task::spawn_blocking(move || {
+            let _panicked = thread.join();
+            sessions.stop();
+        })
+        .await;
     }
 }
 
@@ -184,6 +198,7 @@ fn run(shared: Arc<Shared>, listener: TcpListener, started: mpsc::Sender<io::Res
 fn serve(shared: Arc<Shared>, listener: TcpListener) -> io::Result<Server> {
     let io = IoConfig::new()
         .set_read_buf(READ_BUFFER_BYTES, READ_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
+        .set_write_buf(WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
         .set_write_page_size(BytePageSize::Size4);
     let workers = shared.config.worker_count();
     let connections_max = shared.config.connections_max;

@@ -1,16 +1,19 @@
 //! Devices' front door: listen, authenticate, admit, decode, append, acknowledge.
 //!
 //! A message is acknowledged only after the journal said that it is durable. Tenant and device come from the
-//! credential. Nothing here decides about the data, and nothing outlives a connection but its client id.
+//! credential. Nothing here decides about the data. What outlives a connection is the broker's, and in the log.
 
 mod config; // limits and times
 mod directory; // who may come in: asked here, answered elsewhere
 mod gateway; // start and stop
 
 mod connection; // what one device has not been told yet
+mod delivery; // from a session to its connection
 mod mqtt; // the path of an MQTT reading
+mod pubsub; // subscriptions and sessions, and their log
 mod sessions; // one connection per client id, none without access
 mod share; // one tenant's part of a worker
+mod strict; // what the codec lets pass
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
 mod worker; // one thread's share of it all
@@ -28,9 +31,10 @@ mod logs;
 mod metrics;
 
 pub use account::{Account, Accounts};
-pub use config::{Config, InvalidConfig};
+pub use config::{Config, InvalidConfig, PubSubConfig};
 pub use decode::{Entries, Entry, Fault, decode};
 pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Gateway, GatewayView, StartError};
+pub use pubsub::RecoverError;
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
 pub use sessions::{Access, Revoked};

@@ -6,30 +6,38 @@ use std::{
     num::NonZeroU16,
     panic::AssertUnwindSafe,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use dunlin_journal::Topic;
+use dunlin_broker::{
+    Acknowledged, Change, Filter, Message, Publication, Published, Session, SessionKey, Subscription, Tenant,
+    check_topic,
+};
+use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
 use futures::FutureExt;
 use ntex::{
     io::{Io, RecvError},
     time::{Seconds, timeout_checked},
-    util::Bytes,
+    util::{ByteString, Bytes},
 };
 use ntex_mqtt::{QoS, error::DecodeError};
 
 use crate::{
     account::Class,
     append::Lane,
-    connection::{Connection, Refusal},
+    connection::{Connection, Parts, Refusal},
     decode::Fault,
     directory::{self, Admitted, Denied},
     record::{self, Delivery, Origin, Refused},
-    sessions::SessionKey,
+    sessions::{Ending, Entry, Last, Sessions},
     topic::{Route, child_name},
-    wire::{Code, Connect, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire},
+    wire::{
+        AnswerTo, Code, Connect, Granted, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire,
+        broker_qos,
+    },
     worker::Worker,
 };
 
@@ -37,6 +45,8 @@ use crate::{
 const TOPIC_ALIASES_MAX: u16 = 16;
 /// What a client may send before it is known: client id, token, will.
 const CONNECT_BYTES_MAX: u32 = 16 << 10;
+/// Messages of QoS 1 and 2 that are under way to one client.
+const DELIVERY_WINDOW_MAX: u16 = 1_000;
 /// Bytes of a client id.
 const CLIENT_ID_BYTES_MAX: usize = 256;
 /// Fixed header, topic and properties around a payload of the largest size.
@@ -62,9 +72,9 @@ async fn greet(io: &Io, worker: &Rc<Worker>) {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
     let shaken = timeout_checked(patience, AssertUnwindSafe(handshake(io, worker)).catch_unwind()).await;
     let outcome = match shaken {
-        Ok(Ok(Ok(session))) => {
+        Ok(Ok(Ok(client))) => {
             worker.shared.books.metrics.connect("accepted");
-            return session.run(io, worker).await;
+            return client.run(io, worker).await;
         }
         Ok(Ok(Err(outcome))) => outcome,
         Ok(Err(_panic)) => "panicked",
@@ -77,9 +87,9 @@ async fn greet(io: &Io, worker: &Rc<Worker>) {
 }
 
 /// A client that was let in.
-struct Session {
+struct Client {
     connection: Rc<Connection>,
-    key: SessionKey,
+    seat: Seat,
     keepalive: Seconds,
     aliases: RefCell<Vec<Option<Box<str>>>>,
     children: RefCell<hashbrown::HashMap<DeviceId, Rc<Child>>>,
@@ -95,7 +105,7 @@ struct Child {
 }
 
 /// Lets a client in, or says why not; then it is one word for the metrics.
-async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str> {
+async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str> {
     let version = match io.recv(&Greeting).await {
         Ok(Some(version)) => version,
         Err(ntex::util::Either::Left(DecodeError::UnsupportedProtocolLevel)) => {
@@ -106,33 +116,33 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Session, &'static str
         Ok(None) | Err(ntex::util::Either::Right(_)) => return Err("gone"),
         Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
+    let turn_away = |wire: &Wire, why: Unwelcome, outcome: &'static str| {
+        let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
+        outcome
+    };
     let wire = Wire::new(version, CONNECT_BYTES_MAX);
     let connect = match io.recv(&wire).await {
         Ok(Some(Inbound::Connect(connect))) => connect,
         Ok(None) | Err(ntex::util::Either::Right(_)) => return Err("gone"),
+        Err(ntex::util::Either::Left(DecodeError::InvalidClientId)) => {
+            return Err(turn_away(&wire, Unwelcome::ClientId, "client_id"));
+        }
         Ok(Some(_)) | Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
-    let turn_away = |why: Unwelcome, outcome: &'static str| {
-        let _closed = io.with_write_buf(|out| wire.unwelcome(why, out));
-        outcome
+    let plan = match take_seat(worker, connect).await {
+        Ok(plan) => plan,
+        Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
     };
-    let sessions = &worker.shared.sessions;
-    let id = worker.shared.next_connection_id();
-    let assigned_client_id = connect.client_id.is_empty().then(|| worker.shared.client_id(id));
-    loop {
-        let revocations = sessions.revocations();
-        let who = match admit(worker, &connect).await {
-            Ok(who) => who,
-            Err((why, outcome)) => return Err(turn_away(why, outcome)),
-        };
-        if worker.is_leaving() {
-            return Err(turn_away(Unwelcome::Unavailable, "leaving"));
-        }
-        let key = SessionKey::new(&who, assigned_client_id.as_deref().unwrap_or(&connect.client_id));
-        if sessions.enter(key.clone(), id, worker.orders.clone(), revocations) {
-            return Ok(enter(io, worker, wire, connect, Entered { id, who, key, assigned_client_id }));
-        }
+    let ending = plan.seat.ending();
+    if ending.is_some() || worker.is_leaving() {
+        plan.give_up(worker).await;
+        return Err(match ending.map(|ending| ending.code) {
+            None => turn_away(&wire, Unwelcome::Unavailable, "leaving"),
+            Some(Code::TakenOver) => turn_away(&wire, Unwelcome::Unavailable, "taken_over"),
+            Some(_) => turn_away(&wire, Unwelcome::BadCredentials, "revoked"),
+        });
     }
+    Ok(enter(io, worker, wire, plan))
 }
 
 async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {
@@ -143,6 +153,11 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     let nameless = client_id.is_empty() && !connect.clean;
     if nameless || client_id.len() > CLIENT_ID_BYTES_MAX || client_id.chars().any(char::is_control) {
         return Err((Unwelcome::ClientId, "client_id"));
+    }
+    if let Some(will) = &connect.will
+        && (check_topic(&will.topic).is_err() || Route::of(&will.topic) != Route::Message)
+    {
+        return Err((Unwelcome::WillTopic, "will_topic"));
     }
     let token = connect.user_name.as_deref().unwrap_or_default();
     if token.is_empty() {
@@ -162,51 +177,159 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     })
 }
 
-/// A client that has its client id.
-struct Entered {
-    id: u64,
-    who: Admitted,
+/// A client id that is held; given back when this is dropped.
+struct Seat {
+    sessions: Sessions,
     key: SessionKey,
+    connection: u64,
+    last: Cell<Last>,
+}
+
+impl Seat {
+    /// Why this connection is to end already, if it is.
+    fn ending(&self) -> Option<Ending> {
+        self.sessions.ending(&self.key, self.connection)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.sessions.leave(&self.key, self.connection, self.last.get());
+    }
+}
+
+/// What a handshake has found.
+struct Plan {
+    seat: Seat,
+    who: Admitted,
+    asked: Connect,
     assigned_client_id: Option<String>,
+    tenant: Arc<Tenant>,
+    /// The session that is in the log, if there is one, and whether it was before.
+    session: Option<Arc<Session>>,
+    present: bool,
+    expiry_seconds: u32,
+    settled: bool,
+}
+
+impl Plan {
+    /// The client will not be let in: the session is closed as if it had never come.
+    async fn give_up(self, worker: &Rc<Worker>) {
+        if let Some(session) = &self.session {
+            let at = worker.shared.clock.now();
+            let closed = Change::Closed { session: session.id, at, with_will: false, expiry_seconds: None };
+            let _said_by_commit = commit(worker, &self.seat.key.tenant, &closed).await;
+        }
+    }
+}
+
+/// Lets the client in, takes over the client id, and opens the session if it is one for the log.
+async fn take_seat(worker: &Rc<Worker>, mut asked: Connect) -> Result<Plan, (Unwelcome, &'static str)> {
+    let shared = &worker.shared;
+    let id = shared.next_connection_id();
+    let assigned_client_id = asked.client_id.is_empty().then(|| shared.client_id(id));
+    let (who, key, settled) = loop {
+        let revocations = shared.sessions.revocations();
+        let who = admit(worker, &asked).await?;
+        if worker.is_leaving() {
+            return Err((Unwelcome::Unavailable, "leaving"));
+        }
+        let key = SessionKey {
+            tenant: (*who.tenant).into(),
+            device: (*who.device).into(),
+            client_id: assigned_client_id.as_deref().unwrap_or(&asked.client_id).into(),
+        };
+        match shared.sessions.enter(&key, id, &worker.orders, revocations) {
+            Entry::In { settled } => break (who, key, settled),
+            Entry::Wait(turn) => turn.await.map_err(|_| (Unwelcome::Unavailable, "taken_over"))?,
+            Entry::Stale => {}
+        }
+    };
+    let (sessions, last) = (shared.sessions.clone(), Cell::new(Last::Nothing));
+    let seat = Seat { sessions, key: key.clone(), connection: id, last };
+
+    let longest = shared.config.pubsub.session_expiry_seconds_max;
+    let expiry_seconds = asked.expiry_seconds.unwrap_or(u32::MAX).min(longest);
+    let tenant = shared.pubsub.broker.tenant(&who.tenant);
+    let before = tenant.session(&key);
+    let will = asked.will.take().map(|will| *will);
+    let is_for_log = expiry_seconds > 0 || will.is_some() || (before.is_some() && !asked.clean);
+    let at = shared.clock.now();
+    let mut session = None;
+    let mut present = false;
+    if is_for_log {
+        if before.is_none() && !tenant.has_room_for_sessions() {
+            return Err((Unwelcome::Quota, "sessions"));
+        }
+        let opened = Change::Opened { key: key.clone(), clean: asked.clean, expiry_seconds, will, at };
+        let offset = commit(worker, &key.tenant, &opened).await?;
+        session = tenant.session(&key);
+        present = session.as_ref().is_some_and(|s| !s.is_opened_at(offset));
+    } else if let Some(before) = before {
+        commit(worker, &key.tenant, &Change::Ended { session: before.id, at }).await?;
+    }
+    Ok(Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled })
+}
+
+async fn commit(
+    worker: &Worker,
+    tenant: &str,
+    change: &Change<'_>,
+) -> Result<u64, (Unwelcome, &'static str)> {
+    worker.shared.pubsub.commit(tenant, change).await.map_err(|error| {
+        if worker.logs.allow() {
+            tracing::error!(%error, "the journal did not take a session, connect refused");
+        }
+        match error {
+            AppendError::Full { .. } => (Unwelcome::Quota, "journal_full"),
+            _ => (Unwelcome::Unavailable, "journal"),
+        }
+    })
 }
 
 /// Everything that a connection has, and CONNACK. Nothing here waits: the client is in.
-fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: Entered) -> Session {
-    let Entered { id, who, key, assigned_client_id } = entered;
+fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
+    let Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled } =
+        plan;
     let shared = &worker.shared;
     let config = &shared.config;
+    let id = seat.connection;
     let packet_bytes_max = config.message_bytes_max as u32 + PACKET_OVERHEAD_BYTES_MAX;
     wire.set_packet_bytes_max(packet_bytes_max);
-    if let Some(bytes) = connect.packet_bytes_max {
+    if let Some(bytes) = asked.packet_bytes_max {
         wire.set_answer_bytes_max(bytes);
     }
 
-    let asked = connect.keepalive_seconds;
-    let keepalive = match asked {
+    let keepalive = match asked.keepalive_seconds {
         0 => config.keepalive_seconds_max,
-        asked => asked.min(config.keepalive_seconds_max),
+        seconds => seconds.min(config.keepalive_seconds_max),
     };
     let version = wire.version();
-    let client_id = assigned_client_id.as_deref().unwrap_or(&connect.client_id);
-    let detail =
-        serde_json::json!({ "transport": "mqtt", "version": version.name(), "client_id": client_id });
+    let detail = serde_json::json!({
+        "transport": "mqtt", "version": version.name(), "client_id": &*seat.key.client_id,
+    });
     worker.event(&who, EventKind::Connected, detail.to_string());
 
     let slot = Slot::of(&who.tenant, &who.device);
-    let account = shared.books.accounts.of(&who.tenant);
-    let share = worker.shares.enter(&who.tenant);
-    let connection = Rc::new(Connection::new(
+    let connection = Rc::new(Connection::new(Parts {
         id,
+        account: shared.books.accounts.of(&who.tenant),
+        telemetry: worker.appender.lane(Topic::Telemetry, slot),
+        changes: worker.appender.lane_of(shared.pubsub.partition_of(&who.tenant)),
+        share: worker.shares.enter(&who.tenant),
         who,
-        account,
-        worker.appender.lane(Topic::Telemetry, slot),
         wire,
-        share,
-        io.get_ref(),
-        config,
-        shared.books.metrics.clone(),
-        worker.logs.clone(),
-    ));
+        tenant,
+        key: seat.key.clone(),
+        window: usize::from(asked.receive_max.min(DELIVERY_WINDOW_MAX)),
+        session,
+        settled,
+        io: io.get_ref(),
+        unanswered_max: usize::from(config.connection_inflight_max),
+        inflight_bytes_max: config.connection_inflight_bytes_max,
+        metrics: shared.books.metrics.clone(),
+        logs: worker.logs.clone(),
+    }));
     worker.enters(&connection);
     connection.write(|out| {
         connection.wire.welcome(
@@ -215,14 +338,20 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: En
                 packet_bytes_max,
                 topic_aliases_max: TOPIC_ALIASES_MAX,
                 assigned_client_id,
-                keepalive_seconds: (keepalive != asked).then_some(keepalive),
+                keepalive_seconds: (keepalive != asked.keepalive_seconds).then_some(keepalive),
+                session_present: present,
+                expiry_seconds,
             },
             out,
         );
     });
-    Session {
+    if let Some(session) = connection.session() {
+        session.attach(worker.inbox.clone(), id);
+        worker.deliver(&connection);
+    }
+    Client {
         connection,
-        key,
+        seat,
         keepalive: Seconds(keepalive),
         aliases: RefCell::default(),
         children: RefCell::default(),
@@ -230,21 +359,32 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, connect: Connect, entered: En
     }
 }
 
-impl Session {
+impl Client {
     async fn run(self, io: &Io, worker: &Rc<Worker>) {
-        if AssertUnwindSafe(self.read(io, worker)).catch_unwind().await.is_err() {
-            tracing::error!(tenant = %self.connection.who.tenant, device = %self.connection.who.device, "a packet made its connection panic");
-            self.connection.finish(Code::Panicked, "the packet could not be handled");
-        }
+        let goodbye = match AssertUnwindSafe(self.read(io, worker)).catch_unwind().await {
+            Ok(goodbye) => goodbye,
+            Err(_panic) => {
+                tracing::error!(tenant = %self.connection.who.tenant, device = %self.connection.who.device, "a packet made its connection panic");
+                self.connection.finish(Code::Panicked, "the packet could not be handled");
+                None
+            }
+        };
         let connection = &self.connection;
-        worker.shared.sessions.leave(&self.key, connection.id);
+        self.close_session(worker, goodbye.as_ref());
         let reason = connection.end().unwrap_or("gone");
         let detail = serde_json::json!({ "reason": reason });
         worker.event(&connection.who, EventKind::Disconnected, detail.to_string());
+        self.seat.last.set(match () {
+            () if goodbye.is_some() && connection.has_answered_all() => Last::Settled,
+            () if connection.may_repeat.get() => Last::Unsettled,
+            () => Last::Nothing,
+        });
         worker.leaves(connection);
+        // Only then may the client's next connection be read: what it sends has its place after all of this.
+        worker.appender.handed_over().await;
     }
 
-    /// Until there is room for a publish: of the connection, of its tenant, of the worker.
+    /// Until there is room for a packet that brings something: of the connection, of its tenant, of the worker.
     async fn room(&self, worker: &Worker) {
         let connection = &self.connection;
         while connection.end().is_none() {
@@ -260,50 +400,214 @@ impl Session {
         }
     }
 
-    /// Packet after packet; a publish waits for room, and what is behind it with it.
-    async fn read(&self, io: &Io, worker: &Rc<Worker>) {
+    /// Ends the session or leaves it to the log, which knows what becomes of it.
+    fn close_session(&self, worker: &Worker, goodbye: Option<&Goodbye>) {
+        let connection = &self.connection;
+        let Some(session) = connection.session() else { return };
+        session.detach(connection.id);
+        if session.id.is_logged() {
+            let closed = Change::Closed {
+                session: session.id,
+                at: worker.shared.clock.now(),
+                with_will: goodbye.is_none_or(|g| g.with_will),
+                expiry_seconds: goodbye.and_then(|g| g.expiry_seconds),
+            };
+            worker.log_change(connection, &closed);
+        } else {
+            connection.tenant.end(session);
+        }
+    }
+
+    /// Packet after packet; one that brings something waits for room, and what is behind it with it. Returns what the
+    /// client said at the end.
+    async fn read(&self, io: &Io, worker: &Rc<Worker>) -> Option<Goodbye> {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
         while connection.end().is_none() {
-            let packet = match poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await {
-                Ok(packet) => packet,
-                Err(End::Gone) => return connection.gone("gone"),
-                Err(End::Silent) => return connection.finish(Code::KeepAlive, "nothing came in time"),
+            let packet = poll_fn(|cx| patience.poll_packet(io, &connection.wire, cx)).await;
+            let packet = match packet {
+                Ok(Some(packet)) => packet,
+                Ok(None) => {
+                    worker.deliver(connection);
+                    continue;
+                }
+                Err(End::Gone) => {
+                    connection.gone("gone");
+                    return None;
+                }
+                Err(End::Silent) => {
+                    connection.finish(Code::KeepAlive, "nothing came in time");
+                    return None;
+                }
                 Err(End::Wrong(error)) => {
                     let code = code_of(error);
                     if code == Code::PacketTooLarge {
                         self.reject_unread(worker, error.to_string());
                     }
-                    return connection.finish(code, &error.to_string());
+                    connection.finish(code, &error.to_string());
+                    return None;
                 }
             };
+            if packet.brings_something() {
+                self.room(worker).await;
+            }
             match packet {
-                _ if worker.is_leaving() => {}
-                Inbound::Publish(publish, payload) => {
-                    self.room(worker).await;
-                    if connection.end().is_none() && !worker.is_leaving() {
-                        self.publish(worker, publish, payload).await;
-                    }
-                }
-                Inbound::Release(packet_id) => {
-                    let known = connection.release(packet_id);
-                    connection.write(|out| connection.wire.complete(packet_id, known, out));
-                }
+                _ if worker.is_leaving() || connection.end().is_some() => {}
+                Inbound::Publish(publish, payload) => self.publish(worker, publish, payload).await,
+                Inbound::Release(packet_id) => self.release(worker, packet_id),
+                Inbound::Answer { packet_id, to, refused } => self.answered(worker, packet_id, to, refused),
                 Inbound::Ping => connection.write(Wire::pong),
-                Inbound::Subscribe { packet_id, filters } => {
-                    connection.write(|out| connection.wire.refuse_subscriptions(packet_id, filters, out));
-                }
+                Inbound::Subscribe { packet_id, filters } => self.subscribe(worker, packet_id, filters).await,
                 Inbound::Unsubscribe { packet_id, filters } => {
-                    connection.write(|out| connection.wire.unsubscribed(packet_id, filters, out));
+                    self.unsubscribe(worker, packet_id, &filters).await;
                 }
-                Inbound::Disconnect => return connection.gone("client"),
-                Inbound::Connect(_) => return connection.finish(Code::Protocol, "a second CONNECT"),
+                Inbound::Disconnect { with_will, expiry_seconds } => {
+                    return self.goodbye(worker, with_will, expiry_seconds);
+                }
+                Inbound::Connect(_) => connection.finish(Code::Protocol, "a second CONNECT"),
                 Inbound::Unexpected => {
-                    return connection.finish(Code::Protocol, "a packet that answers nothing");
+                    connection.finish(Code::Protocol, "a packet that a client does not send")
                 }
             }
         }
+        None
+    }
+
+    fn goodbye(&self, worker: &Worker, with_will: bool, expiry_seconds: Option<u32>) -> Option<Goodbye> {
+        let connection = &self.connection;
+        // Nothing can be made to outlive a connection that was not meant to (MQTT 5, 3.14.2.2.2).
+        let outlives = connection.session().is_some_and(|session| session.outlives());
+        if expiry_seconds.is_some_and(|seconds| seconds > 0) && !outlives {
+            connection.finish(Code::Protocol, "the session was to end with the connection");
+            return None;
+        }
+        let longest = worker.shared.config.pubsub.session_expiry_seconds_max;
+        connection.gone("client");
+        Some(Goodbye { with_will, expiry_seconds: expiry_seconds.map(|seconds| seconds.min(longest)) })
+    }
+
+    /// PUBREL: the client has seen PUBREC, and the packet id is free again.
+    fn release(&self, worker: &Worker, packet_id: NonZeroU16) {
+        let connection = &self.connection;
+        let session = connection.session_id();
+        if connection.release(packet_id) || !session.is_logged() {
+            return connection.write(|out| connection.wire.complete(packet_id, true, out));
+        }
+        let number = connection.expect_released(packet_id);
+        let change = Change::Released { session, packet_id: packet_id.get() };
+        worker.append_change(connection, &change, Some((connection, Some(number))));
+    }
+
+    /// What the client says about messages it was sent.
+    fn answered(&self, worker: &Worker, packet_id: NonZeroU16, to: AnswerTo, refused: bool) {
+        let connection = &self.connection;
+        let unknown = || {
+            if to == AnswerTo::Received && !refused {
+                connection.write(|out| connection.wire.release(packet_id, false, out));
+            }
+        };
+        let Some(session) = connection.session() else { return unknown() };
+        if to == AnswerTo::Received && !refused {
+            let Acknowledged::Message(number) = session.look(|outbox| outbox.received(packet_id)) else {
+                return unknown();
+            };
+            if !session.id.is_logged() {
+                return connection.write(|out| connection.wire.release(packet_id, true, out));
+            }
+            let answer = connection.expect_received(packet_id);
+            let change = Change::Received { session: session.id, number };
+            worker.append_change(connection, &change, Some((connection, Some(answer))));
+        } else if let Acknowledged::Message(number) = session.look(|outbox| outbox.acknowledge(packet_id)) {
+            worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
+        }
+        worker.deliver(connection); // There is room for another one.
+    }
+
+    async fn subscribe(
+        &self,
+        worker: &Rc<Worker>,
+        packet_id: NonZeroU16,
+        filters: Vec<(ByteString, Subscription)>,
+    ) {
+        let connection = &self.connection;
+        if filters.is_empty() {
+            return connection.finish(Code::Protocol, "SUBSCRIBE without a filter");
+        }
+        if filters.iter().any(|(filter, _)| filter.contains('\0')) {
+            return connection.finish(Code::Malformed, "a filter holds U+0000");
+        }
+        if filters.iter().any(|(filter, s)| s.no_local && filter.starts_with("$share/")) {
+            return connection.finish(Code::Protocol, "a shared subscription cannot be no-local");
+        }
+        let session = connection.session_at(&worker.inbox);
+        let mut left = connection.tenant.subscriptions_left(session);
+        let mut granted = Vec::with_capacity(filters.len());
+        let mut taken: Vec<(&str, Subscription)> = Vec::with_capacity(filters.len());
+        for (filter, subscription) in &filters {
+            let is_known = || {
+                let twice = taken.iter().any(|(other, _)| *other == &**filter);
+                twice || connection.tenant.is_subscribed(session, filter)
+            };
+            let is_free = left > 0 || is_known();
+            granted.push(match Filter::parse(filter) {
+                Err(_) => Granted::Invalid,
+                Ok(_) if !is_free => Granted::Quota,
+                Ok(_) => {
+                    if !is_known() {
+                        left -= 1;
+                    }
+                    taken.push((filter, *subscription));
+                    Granted::Qos(subscription.qos)
+                }
+            });
+        }
+        let at = worker.shared.clock.now();
+        if !session.id.is_logged() {
+            connection.tenant.subscribe(session, taken, at);
+        } else if !taken.is_empty() {
+            let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();
+            let change = Change::Subscribed { session: session.id, subscriptions, at };
+            if !self.committed(worker, &change).await {
+                return;
+            }
+        }
+        connection.write(|out| connection.wire.subscribed(packet_id, &granted, out));
+    }
+
+    async fn unsubscribe(&self, worker: &Rc<Worker>, packet_id: NonZeroU16, filters: &[ByteString]) {
+        let connection = &self.connection;
+        if filters.is_empty() {
+            return connection.finish(Code::Protocol, "UNSUBSCRIBE without a filter");
+        }
+        let mut known: Vec<Option<bool>> =
+            filters.iter().map(|f| Filter::parse(f).is_ok().then_some(false)).collect();
+        if let Some(session) = connection.session() {
+            if session.id.is_logged() {
+                for (known, filter) in known.iter_mut().zip(filters).filter(|(known, _)| known.is_some()) {
+                    *known = Some(connection.tenant.is_subscribed(session, filter));
+                }
+                let filters = filters.iter().map(|f| f.as_str().into()).collect();
+                if !self.committed(worker, &Change::Unsubscribed { session: session.id, filters }).await {
+                    return;
+                }
+            } else {
+                let ended = connection.tenant.unsubscribe(session, filters.iter().map(|f| f.as_str()));
+                for (known, ended) in known.iter_mut().zip(ended) {
+                    *known = known.map(|_| ended);
+                }
+            }
+        }
+        connection.write(|out| connection.wire.unsubscribed(packet_id, &known, out));
+    }
+
+    /// Logs a change and waits until it is in force. If that fails the client is told to come back.
+    async fn committed(&self, worker: &Worker, change: &Change<'_>) -> bool {
+        let committed = worker.shared.pubsub.commit(&self.connection.who.tenant, change).await;
+        if let Err(error) = &committed {
+            self.connection.finish(Code::ServerBusy, &error.to_string());
+        }
+        committed.is_ok()
     }
 
     /// Takes a publish to its batch, or to the rejected ones. Its answer comes when that is durable.
@@ -318,14 +622,22 @@ impl Session {
             }
             Err(why) => return connection.finish(Code::TopicAlias, why),
         };
-        if let Some(packet_id) = publish.packet_id
-            && !connection.is_held(packet_id)
-            && !connection.keeps_receive_maximum()
-        {
+        let is_known = publish.packet_id.is_some_and(|packet_id| connection.is_held(packet_id));
+        if publish.packet_id.is_some() && !is_known && !connection.keeps_receive_maximum() {
             connection.answered().await; // What it may expect.
             return connection.finish(Code::ReceiveMaximum, "more publishes than were announced");
         }
+        if let Err((code, why)) = check_publish(topic, &publish) {
+            return connection.finish(code, why);
+        }
+        if publish.qos != QoS::AtMostOnce {
+            connection.may_repeat.set(true);
+        }
+        let route = Route::of(topic);
+        // The log knows the packet ids of messages that went through it.
+        let is_known_by_log = route == Route::Message && connection.session_id().is_logged();
         if publish.qos == QoS::ExactlyOnce
+            && !is_known_by_log
             && let Some(packet_id) = publish.packet_id
             && !connection.hold(packet_id)
         {
@@ -334,15 +646,16 @@ impl Session {
             }
             return;
         }
-        let taken = match Route::of(topic) {
-            Some(Route::Telemetry) => self.telemetry(worker, &publish, &payload, None),
-            Some(Route::Events) => self.event(worker, &publish, &payload),
-            Some(Route::Child(name)) => match self.child(worker, name).await {
+        let taken = match route {
+            Route::Telemetry => self.telemetry(worker, &publish, &payload, None),
+            Route::Events => self.event(worker, &publish, &payload),
+            Route::Child(name) => match self.child(worker, name).await {
                 Ok(Some(child)) => self.telemetry(worker, &publish, &payload, Some(&child)),
                 Ok(None) => return connection.finish(Code::ServerBusy, "the directory is not available"),
                 Err(refusal) => Err(refusal),
             },
-            None => Err(Refusal {
+            Route::Message => self.message(worker, topic, &publish, &payload),
+            Route::Reserved => Err(Refusal {
                 code: Code::TopicName,
                 reason: RejectReason::UnknownTopic,
                 detail: "not a topic that devices publish to".into(),
@@ -351,6 +664,80 @@ impl Session {
         if let Err(refusal) = taken {
             self.reject(worker, topic, &publish, &payload, refusal);
         }
+    }
+
+    /// Publishes to whoever has subscribed in the tenant.
+    fn message(
+        &self,
+        worker: &Worker,
+        topic: &str,
+        publish: &Publish,
+        payload: &[u8],
+    ) -> Result<(), Refusal> {
+        let connection = &self.connection;
+        self.check_size(worker, payload)?;
+        check_topic(topic).map_err(|fault| Refusal {
+            code: Code::TopicName,
+            reason: RejectReason::UnknownTopic,
+            detail: fault.to_string(),
+        })?;
+        let session = connection.session_id();
+        let at = worker.appender.now();
+        let message = Arc::new(Message {
+            topic: topic.into(),
+            payload: payload.to_vec().into(),
+            qos: broker_qos(publish.qos),
+            retain: publish.retain,
+            expires_at: publish.expiry_seconds.map(|seconds| at + Duration::from_secs(seconds.into())),
+            properties: publish.properties.clone(),
+            publisher: Some(session),
+            packets: Default::default(),
+        });
+        let once_by_log = publish.qos == QoS::ExactlyOnce && session.is_logged();
+        match connection.tenant.publish(&message, once_by_log || self.publishes_in_log(worker)) {
+            Published::Delivered(_) => {
+                if let Some(packet_id) = publish.packet_id {
+                    connection.repeat(packet_id, publish.qos);
+                }
+            }
+            Published::RetainedFull => {
+                return Err(Refusal {
+                    code: Code::Quota,
+                    reason: RejectReason::QuotaExceeded,
+                    detail: "the tenant has as many retained messages as it may".into(),
+                });
+            }
+            Published::Log { chosen } => {
+                connection.publishes_in_log.set(true);
+                let change = Change::Published(Publication {
+                    tenant: (*connection.who.tenant).into(),
+                    topic: topic.into(),
+                    payload,
+                    qos: message.qos,
+                    retain: message.retain,
+                    at,
+                    expires_at: message.expires_at,
+                    properties: message.properties.clone(),
+                    publisher: message.publisher,
+                    packet_id: publish.packet_id.filter(|_| once_by_log).map(Into::into),
+                    chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
+                });
+                let number = connection.expect(publish.packet_id, publish.qos);
+                worker.append_change(connection, &change, Some((connection, Some(number))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something that this client has published is on its way through the log: then what follows must not
+    /// overtake it.
+    fn publishes_in_log(&self, worker: &Worker) -> bool {
+        let connection = &self.connection;
+        if connection.publishes_in_log.get() && connection.has_answered_all() {
+            let pubsub = &worker.shared.pubsub;
+            connection.publishes_in_log.set(!pubsub.is_applied(pubsub.partition_of(&connection.who.tenant)));
+        }
+        connection.publishes_in_log.get()
     }
 
     fn telemetry(
@@ -379,7 +766,10 @@ impl Session {
             worker.appender.telemetry(lane, payload, origin, Delivery::Plain, account, unanswered)?;
             return Ok(());
         };
-        let delivery = Delivery::Packet { packet_id: packet_id.get(), duplicate: publish.duplicate };
+        let delivery = Delivery::Packet {
+            packet_id: packet_id.get(),
+            duplicate: publish.duplicate && !connection.settled,
+        };
         let number = connection.expect(publish.packet_id, publish.qos);
         let waits = Some((connection, Some(number)));
         let taken = worker.appender.telemetry(lane, payload, origin, delivery, &connection.account, waits);
@@ -516,10 +906,39 @@ impl Session {
     }
 }
 
+/// What is wrong in a way that ends the connection.
+fn check_publish(topic: &str, publish: &Publish) -> Result<(), (Code, &'static str)> {
+    let is_wild = |topic: &str| topic.contains(['+', '#']);
+    if publish.subscription_ids {
+        return Err((Code::Protocol, "a client does not send subscription identifiers"));
+    }
+    if is_wild(topic) {
+        return Err((Code::TopicName, "a topic to publish to holds no + or #"));
+    }
+    if topic.contains('\0') {
+        return Err((Code::Malformed, "the topic holds U+0000"));
+    }
+    let Some(properties) = &publish.properties else { return Ok(()) };
+    if properties.response_topic.as_deref().is_some_and(is_wild) {
+        return Err((Code::Protocol, "a response topic holds no + or #"));
+    }
+    if properties.texts().any(|text| text.contains('\0')) {
+        return Err((Code::Malformed, "a property holds U+0000"));
+    }
+    Ok(())
+}
+
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         Self { code: Code::PayloadFormat, reason: fault.reason, detail: fault.detail }
     }
+}
+
+/// What a client said with its DISCONNECT.
+#[derive(Debug)]
+struct Goodbye {
+    with_will: bool,
+    expiry_seconds: Option<u32>,
 }
 
 /// Why reading ends.
@@ -578,13 +997,19 @@ impl Patience {
         patience
     }
 
-    fn poll_packet(&mut self, io: &Io, wire: &Wire, cx: &mut Context<'_>) -> Poll<Result<Inbound, End>> {
+    /// The next packet; `None` if the socket takes more again.
+    fn poll_packet(
+        &mut self,
+        io: &Io,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Inbound>, End>> {
         loop {
             match io.poll_recv_decode(wire, cx) {
                 Ok(decoded) => match decoded.item {
                     Some(packet) => {
                         self.heard = true;
-                        return Poll::Ready(Ok(packet));
+                        return Poll::Ready(Ok(Some(packet)));
                     }
                     None => {
                         self.waits_for_the_next(io);
@@ -600,9 +1025,10 @@ impl Patience {
                     }
                 }
                 Err(RecvError::WriteBackpressure) => {
-                    if ready!(io.poll_flush(cx, false)).is_err() {
-                        return Poll::Ready(Err(End::Gone));
-                    }
+                    return Poll::Ready(match ready!(io.poll_flush(cx, false)) {
+                        Ok(()) => Ok(None),
+                        Err(_) => Err(End::Gone),
+                    });
                 }
                 Err(RecvError::Decoder(error)) => return Poll::Ready(Err(End::Wrong(error))),
                 Err(RecvError::PeerGone(_)) => return Poll::Ready(Err(End::Gone)),

@@ -2,49 +2,45 @@
 //! access is taken back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
+    hash::BuildHasher,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use dunlin_broker::SessionKey;
 use dunlin_model::{DeviceId, TenantId};
+use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{account::Accounts, directory::Admitted, wire::Code};
+use crate::{account::Accounts, wire::Code};
 
 /// What one worker tells another, or the gateway tells all of them.
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Say why, and close.
-    Finish { connection: u64, code: Code, why: &'static str },
+    Finish { connection: u64, ending: Ending },
     /// Answer what is under way, say goodbye, close; then say so.
     Leave { left: oneshot::Sender<()> },
+}
+
+/// Why a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) code: Code,
+    pub(crate) why: &'static str,
 }
 
 /// A worker's mailbox. At most one order per connection waits in it.
 pub(crate) type Orders = mpsc::UnboundedSender<Order>;
 
-/// Whose client id: a device owns its own, so a stranger cannot take it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SessionKey(Box<str>);
-
-impl SessionKey {
-    /// No tenant or device name holds the separator.
-    pub(crate) fn new(who: &Admitted, client_id: &str) -> Self {
-        Self::of(&who.tenant, &who.device, client_id)
-    }
-
-    fn of(tenant: &TenantId, device: &DeviceId, client_id: &str) -> Self {
-        Self(format!("{tenant}/{device}/{client_id}").into())
-    }
-}
-
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sessions(Arc<Mutex<Homes>>);
+pub(crate) struct Sessions(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
-struct Homes {
+struct State {
     /// In order, so that a device's are together.
-    of: BTreeMap<SessionKey, Home>,
+    homes: BTreeMap<SessionKey, Home>,
+    settled: Settled,
     revocations: u64,
 }
 
@@ -52,6 +48,22 @@ struct Homes {
 struct Home {
     connection: u64,
     worker: Orders,
+    /// It is to end: its worker was told.
+    ending: Option<Ending>,
+    /// The connection that takes over, once this one has left.
+    next: Option<oneshot::Sender<()>>,
+}
+
+/// How a connection that wants a client id stands.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// It has it. `settled` if the client has nothing to repeat: see [`Settled`].
+    In { settled: bool },
+    /// Another one has it, and was told. To be asked again when it has left; an error means that a still newer one
+    /// came.
+    Wait(oneshot::Receiver<()>),
+    /// Access was taken from a device since the client was let in: whether it still may is to be asked again.
+    Stale,
 }
 
 impl Sessions {
@@ -60,52 +72,131 @@ impl Sessions {
         self.lock().revocations
     }
 
-    /// Gives the client id to `connection`; whoever had it is told. False if access was taken from a device since
-    /// there were `revocations`: the client is not in, and is to be asked about again.
-    pub(crate) fn enter(&self, key: SessionKey, connection: u64, worker: Orders, revocations: u64) -> bool {
-        let mut homes = self.lock();
-        if homes.revocations != revocations {
-            return false;
+    /// Asks for the client id, for `connection`, whose client was let in when there were so many revocations.
+    pub(crate) fn enter(
+        &self,
+        key: &SessionKey,
+        connection: u64,
+        worker: &Orders,
+        revocations: u64,
+    ) -> Entry {
+        let state = &mut *self.lock();
+        if state.revocations != revocations {
+            return Entry::Stale;
         }
-        if let Some(before) = homes.of.insert(key, Home { connection, worker }) {
-            before.finish(Code::TakenOver, "another connection has this client id now");
+        match state.homes.get_mut(key) {
+            None => {
+                let home = Home { connection, worker: worker.clone(), ending: None, next: None };
+                state.homes.insert(key.clone(), home);
+                Entry::In { settled: state.settled.contains(key) }
+            }
+            Some(home) => {
+                home.finish(Ending {
+                    code: Code::TakenOver,
+                    why: "another connection has this client id now",
+                });
+                let (next, turn) = oneshot::channel();
+                home.next = Some(next);
+                Entry::Wait(turn)
+            }
         }
-        true
+    }
+
+    /// Why the connection is to end, if it is: its worker may have been told before it knew the connection.
+    pub(crate) fn ending(&self, key: &SessionKey, connection: u64) -> Option<Ending> {
+        let state = self.lock();
+        state.homes.get(key).filter(|home| home.connection == connection).and_then(|home| home.ending)
     }
 
     /// Ends every connection of the device; who is on the way in is asked about again.
-    fn revoke(&self, tenant: &TenantId, device: &DeviceId, code: Code, why: &'static str) {
-        let mut homes = self.lock();
-        homes.revocations += 1;
-        let first = SessionKey::of(tenant, device, "");
-        let of_the_device: Vec<SessionKey> = homes
-            .of
-            .range(first.clone()..)
-            .map(|(key, _)| key.clone())
-            .take_while(|key| key.0.starts_with(&*first.0))
-            .collect();
-        for home in of_the_device.iter().filter_map(|key| homes.of.remove(key)) {
-            home.finish(code, why);
+    fn revoke(&self, tenant: &TenantId, device: &DeviceId, ending: Ending) {
+        let state = &mut *self.lock();
+        state.revocations += 1;
+        let first =
+            SessionKey { tenant: (**tenant).into(), device: (**device).into(), client_id: Box::default() };
+        let is_of_the_device = |key: &SessionKey| key.tenant == first.tenant && key.device == first.device;
+        for (_, home) in state.homes.range_mut(first.clone()..).take_while(|(key, _)| is_of_the_device(key)) {
+            home.finish(ending);
         }
     }
 
-    /// Forgets the client id, unless another connection has it by now.
-    pub(crate) fn leave(&self, key: &SessionKey, connection: u64) {
-        let homes = &mut self.lock().of;
-        if homes.get(key).is_some_and(|home| home.connection == connection) {
-            homes.remove(key);
+    /// Gives the client id back. To be called when all that came over the connection has its place in the log, so
+    /// that what the client sends next comes after it.
+    pub(crate) fn leave(&self, key: &SessionKey, connection: u64, last: Last) {
+        let state = &mut *self.lock();
+        if state.homes.get(key).is_none_or(|home| home.connection != connection) {
+            return;
+        }
+        match last {
+            Last::Settled => state.settled.insert(key),
+            Last::Unsettled => state.settled.remove(key),
+            Last::Nothing => {}
+        }
+        if let Some(Home { next: Some(next), .. }) = state.homes.remove(key) {
+            let _gone = next.send(());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Homes> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Home {
-    fn finish(self, code: Code, why: &'static str) {
-        // A worker that has stopped has no connections left.
-        let _stopped = self.worker.send(Order::Finish { connection: self.connection, code, why });
+    fn finish(&mut self, ending: Ending) {
+        if self.ending.replace(ending).is_none() {
+            // A worker that has stopped has no connections left.
+            let _stopped = self.worker.send(Order::Finish { connection: self.connection, ending });
+        }
+    }
+}
+
+/// How a connection left its client, as far as repetitions go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// The client said goodbye, and everything it had sent was acknowledged.
+    Settled,
+    /// It may repeat what it has sent.
+    Unsettled,
+    /// It has sent nothing that it could repeat.
+    Nothing,
+}
+
+/// Clients that have nothing to repeat: what such a client marks as a repetition (DUP) was lost on its way the first
+/// time, and is no copy of an older message with the same packet id and payload.
+#[derive(Debug, Default)]
+struct Settled {
+    keys: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Settled {
+    /// The oldest are forgotten; then a repetition is judged by the log alone.
+    const MAX: usize = 1 << 17;
+
+    fn hash(key: &SessionKey) -> u64 {
+        foldhash::fast::FixedState::default().hash_one(key)
+    }
+
+    fn contains(&self, key: &SessionKey) -> bool {
+        self.keys.contains(&Self::hash(key))
+    }
+
+    fn insert(&mut self, key: &SessionKey) {
+        let hash = Self::hash(key);
+        if self.keys.insert(hash) {
+            self.order.push_back(hash);
+        }
+        if self.order.len() > Self::MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &SessionKey) {
+        // Its place in the order stays until its turn; it may then forget a newer entry, which is the safe side.
+        self.keys.remove(&Self::hash(key));
     }
 }
 
@@ -133,6 +224,6 @@ impl Access {
             Revoked::Token => (Code::NotAuthorized, "the token is not valid any more"),
             Revoked::Device => (Code::Administrative, "the device is disabled"),
         };
-        self.sessions.revoke(tenant, device, code, why);
+        self.sessions.revoke(tenant, device, Ending { code, why });
     }
 }

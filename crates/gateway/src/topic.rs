@@ -9,17 +9,24 @@ pub(crate) enum Route<'a> {
     Events,
     /// `v1/d/{device}/telemetry`: for a device that speaks for children.
     Child(&'a str),
+    /// To whoever has subscribed.
+    Message,
+    /// Belongs to the platform, and is nothing to publish to.
+    Reserved,
 }
 
 impl<'a> Route<'a> {
-    pub(crate) fn of(topic: &'a str) -> Option<Self> {
+    pub(crate) fn of(topic: &'a str) -> Self {
         match topic {
-            "v1/telemetry" => Some(Self::Telemetry),
-            "v1/events" => Some(Self::Events),
-            _ => {
-                let name = topic.strip_prefix("v1/d/")?.strip_suffix("/telemetry")?;
-                (!name.contains('/')).then_some(Self::Child(name))
+            "v1/telemetry" => Self::Telemetry,
+            "v1/events" => Self::Events,
+            "v1" => Self::Reserved,
+            _ if topic.starts_with("v1/") => {
+                let name = topic.strip_prefix("v1/d/").and_then(|rest| rest.strip_suffix("/telemetry"));
+                name.filter(|name| !name.contains('/')).map_or(Self::Reserved, Self::Child)
             }
+            _ if topic.starts_with('$') => Self::Reserved,
+            _ => Self::Message,
         }
     }
 }
@@ -34,21 +41,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_native_topics_are_taken() {
-        assert_eq!(Route::of("v1/telemetry"), Some(Route::Telemetry));
-        assert_eq!(Route::of("v1/events"), Some(Route::Events));
-        assert_eq!(Route::of("v1/d/pump-7/telemetry"), Some(Route::Child("pump-7")));
-        for other in [
-            "",
-            "/",
-            "v1",
-            "v1/telemetry/",
-            "/v1/telemetry",
-            "v1/d/a/b/telemetry",
-            "v1/d//telemetry/x",
-            "\u{feff}v1/telemetry",
-        ] {
-            assert_eq!(Route::of(other), None, "{other:?}");
+    fn topics_of_the_platform_are_told_from_the_rest() {
+        assert_eq!(Route::of("v1/telemetry"), Route::Telemetry);
+        assert_eq!(Route::of("v1/events"), Route::Events);
+        assert_eq!(Route::of("v1/d/pump-7/telemetry"), Route::Child("pump-7"));
+        for reserved in
+            ["v1", "v1/", "v1/telemetry/", "v1/d/a/b/telemetry", "v1/d//telemetry/x", "$SYS/broker"]
+        {
+            assert_eq!(Route::of(reserved), Route::Reserved, "{reserved:?}");
+        }
+        for other in ["", "/", "/v1/telemetry", "\u{feff}v1/telemetry", "v10/telemetry", "a/b"] {
+            assert_eq!(Route::of(other), Route::Message, "{other:?}");
         }
     }
 }

@@ -2,17 +2,25 @@
 
 use std::{cell::Cell, num::NonZeroU16};
 
+use dunlin_broker::{Delivery, Properties, Qos, RetainHandling, Subscription, Will};
+use dunlin_model::Timestamp;
 use ntex::{
     codec::{Decoder, Encoder},
     util::{BytePages, ByteString, Bytes, BytesMut},
 };
 use ntex_mqtt::{QoS, error::DecodeError, v3, v5};
 
+use crate::strict::{self, Checked};
+
 /// The protocol of one connection.
 pub(crate) struct Wire {
     codec: Codec,
     /// A publish whose payload is still on its way.
     begun: Cell<Option<Publish>>,
+    /// The codec is in the midst of a packet.
+    inside: Cell<bool>,
+    packet_bytes_max: Cell<u32>,
+    client_packet_bytes_max: Cell<u32>,
 }
 
 enum Codec {
@@ -27,18 +35,45 @@ pub(crate) enum Inbound {
     Publish(Publish, Bytes),
     /// PUBREL: the client has seen PUBREC.
     Release(NonZeroU16),
+    /// PUBACK, PUBREC, PUBCOMP.
+    Answer {
+        packet_id: NonZeroU16,
+        to: AnswerTo,
+        refused: bool,
+    },
     Subscribe {
         packet_id: NonZeroU16,
-        filters: usize,
+        filters: Vec<(ByteString, Subscription)>,
     },
     Unsubscribe {
         packet_id: NonZeroU16,
-        filters: usize,
+        filters: Vec<ByteString>,
     },
     Ping,
-    Disconnect,
-    /// Answers to what was never sent, and AUTH.
+    Disconnect {
+        with_will: bool,
+        expiry_seconds: Option<u32>,
+    },
+    /// AUTH, and what only a server sends.
     Unexpected,
+}
+
+impl Inbound {
+    /// Whether it adds to what this server has under way.
+    pub(crate) fn brings_something(&self) -> bool {
+        matches!(self, Self::Publish(..) | Self::Release(_) | Self::Answer { .. })
+    }
+}
+
+/// What a client's answer is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnswerTo {
+    /// PUBACK
+    AtLeastOnce,
+    /// PUBREC
+    Received,
+    /// PUBCOMP
+    Completed,
 }
 
 #[derive(Debug)]
@@ -49,6 +84,11 @@ pub(crate) struct Connect {
     pub(crate) keepalive_seconds: u16,
     pub(crate) auth_method: bool,
     pub(crate) packet_bytes_max: Option<u32>,
+    /// `None`: for as long as the server likes (MQTT 3.1.1 without a clean session).
+    pub(crate) expiry_seconds: Option<u32>,
+    /// Messages of QoS 1 and 2 that the client takes at once.
+    pub(crate) receive_max: u16,
+    pub(crate) will: Option<Box<Will>>,
 }
 
 #[derive(Debug)]
@@ -57,7 +97,12 @@ pub(crate) struct Publish {
     pub(crate) topic_alias: Option<NonZeroU16>,
     pub(crate) qos: QoS,
     pub(crate) duplicate: bool,
+    pub(crate) retain: bool,
     pub(crate) packet_id: Option<NonZeroU16>,
+    pub(crate) expiry_seconds: Option<u32>,
+    pub(crate) properties: Option<Box<Properties>>,
+    /// It holds what only a server says.
+    pub(crate) subscription_ids: bool,
 }
 
 /// What CONNACK tells a client that is let in.
@@ -68,6 +113,9 @@ pub(crate) struct Welcome {
     pub(crate) topic_aliases_max: u16,
     pub(crate) assigned_client_id: Option<String>,
     pub(crate) keepalive_seconds: Option<u16>,
+    pub(crate) session_present: bool,
+    /// How long the session outlives the connection.
+    pub(crate) expiry_seconds: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +131,21 @@ pub(crate) enum Unwelcome {
     Unavailable,
     ClientId,
     AuthMethod,
+    /// The will cannot be published.
+    WillTopic,
+    /// The tenant has as many sessions as it may.
+    Quota,
 }
+
+/// What became of one filter of a SUBSCRIBE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Granted {
+    Qos(Qos),
+    Invalid,
+    Quota,
+}
+
+const PACKET_ID_NOT_FOUND: u8 = 0x92;
 
 /// Why a publish is refused, or a connection ended, as MQTT 5 says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +183,13 @@ impl Wire {
                 Codec::V5(Box::new(codec))
             }
         };
-        let wire = Self { codec, begun: Cell::new(None) };
+        let wire = Self {
+            codec,
+            begun: Cell::new(None),
+            inside: Cell::new(false),
+            packet_bytes_max: Cell::new(packet_bytes_max),
+            client_packet_bytes_max: Cell::new(u32::MAX),
+        };
         wire.set_packet_bytes_max(packet_bytes_max);
         wire
     }
@@ -134,6 +202,7 @@ impl Wire {
     }
 
     pub(crate) fn set_packet_bytes_max(&self, bytes: u32) {
+        self.packet_bytes_max.set(bytes);
         match &self.codec {
             Codec::V3(codec) => codec.set_max_size(bytes),
             Codec::V5(codec) => codec.set_max_inbound_size(bytes),
@@ -142,6 +211,7 @@ impl Wire {
 
     /// What the client takes at most (MQTT 5); reasons are left out of packets that would be larger.
     pub(crate) fn set_answer_bytes_max(&self, bytes: u32) {
+        self.client_packet_bytes_max.set(bytes);
         if let Codec::V5(codec) = &self.codec {
             codec.set_max_outbound_size(bytes);
         }
@@ -149,18 +219,19 @@ impl Wire {
 
     pub(crate) fn welcome(&self, welcome: Welcome, out: &mut BytePages) {
         match &self.codec {
-            Codec::V3(_) => out.extend_from_slice(&[0x20, 2, 0, 0]),
+            Codec::V3(_) => out.extend_from_slice(&[0x20, 2, u8::from(welcome.session_present), 0]),
             Codec::V5(_) => {
                 let ack = v5::codec::ConnectAck {
-                    session_expiry_interval_secs: Some(0),
+                    session_present: welcome.session_present,
+                    session_expiry_interval_secs: Some(welcome.expiry_seconds),
                     receive_max: NonZeroU16::new(welcome.inflight_max).unwrap_or(NonZeroU16::MIN),
                     max_packet_size: Some(welcome.packet_bytes_max),
                     assigned_client_id: welcome.assigned_client_id.map(Into::into),
                     topic_alias_max: welcome.topic_aliases_max,
-                    retain_available: false,
-                    wildcard_subscription_available: false,
-                    subscription_identifiers_available: false,
-                    shared_subscription_available: false,
+                    retain_available: true,
+                    wildcard_subscription_available: true,
+                    subscription_identifiers_available: true,
+                    shared_subscription_available: true,
                     server_keepalive_sec: welcome.keepalive_seconds,
                     ..v5::codec::ConnectAck::default()
                 };
@@ -175,7 +246,8 @@ impl Wire {
             Codec::V3(_) => {
                 let code = match why {
                     Unwelcome::BadCredentials | Unwelcome::AuthMethod => 5,
-                    Unwelcome::Unavailable => 3,
+                    Unwelcome::Unavailable | Unwelcome::Quota => 3,
+                    Unwelcome::WillTopic => 2,
                     Unwelcome::ClientId => 2,
                 };
                 out.extend_from_slice(&[0x20, 2, 0, code]);
@@ -186,6 +258,8 @@ impl Wire {
                     Unwelcome::Unavailable => R::ServerUnavailable,
                     Unwelcome::ClientId => R::ClientIdentifierNotValid,
                     Unwelcome::AuthMethod => R::BadAuthenticationMethod,
+                    Unwelcome::WillTopic => R::TopicNameInvalid,
+                    Unwelcome::Quota => R::QuotaExceeded,
                 };
                 let ack = v5::codec::ConnectAck { reason_code, ..v5::codec::ConnectAck::default() };
                 self.write_v5(v5::codec::Packet::ConnectAck(Box::new(ack)), out);
@@ -229,27 +303,47 @@ impl Wire {
     /// PUBCOMP.
     pub(crate) fn complete(&self, packet_id: NonZeroU16, known: bool, out: &mut BytePages) {
         let [high, low] = packet_id.get().to_be_bytes();
-        const PACKET_ID_NOT_FOUND: u8 = 0x92;
         match self.codec {
             Codec::V5(_) if !known => out.extend_from_slice(&[0x70, 3, high, low, PACKET_ID_NOT_FOUND]),
             _ => out.extend_from_slice(&[0x70, 2, high, low]),
         }
     }
 
-    /// SUBACK that grants nothing.
-    pub(crate) fn refuse_subscriptions(&self, packet_id: NonZeroU16, filters: usize, out: &mut BytePages) {
+    /// PUBREL.
+    pub(crate) fn release(&self, packet_id: NonZeroU16, known: bool, out: &mut BytePages) {
+        let [high, low] = packet_id.get().to_be_bytes();
+        match self.codec {
+            Codec::V5(_) if !known => out.extend_from_slice(&[0x62, 3, high, low, PACKET_ID_NOT_FOUND]),
+            _ => out.extend_from_slice(&[0x62, 2, high, low]),
+        }
+    }
+
+    /// SUBACK: what was granted, filter by filter.
+    pub(crate) fn subscribed(&self, packet_id: NonZeroU16, granted: &[Granted], out: &mut BytePages) {
+        use v3::codec::SubscribeReturnCode as R3;
+        use v5::codec::SubscribeAckReason as R5;
         match &self.codec {
             Codec::V3(codec) => {
-                let status = vec![v3::codec::SubscribeReturnCode::Failure; filters];
-                let ack = v3::codec::Packet::SubscribeAck { packet_id, status };
+                let status = granted.iter().map(|granted| match granted {
+                    Granted::Qos(qos) => R3::Success(codec_qos(*qos)),
+                    _ => R3::Failure,
+                });
+                let ack = v3::codec::Packet::SubscribeAck { packet_id, status: status.collect() };
                 let _fits = codec.encodev(v3::codec::Encoded::Packet(ack), out);
             }
             Codec::V5(_) => {
+                let status = granted.iter().map(|granted| match granted {
+                    Granted::Qos(Qos::AtMostOnce) => R5::GrantedQos0,
+                    Granted::Qos(Qos::AtLeastOnce) => R5::GrantedQos1,
+                    Granted::Qos(Qos::ExactlyOnce) => R5::GrantedQos2,
+                    Granted::Invalid => R5::TopicFilterInvalid,
+                    Granted::Quota => R5::QuotaExceeded,
+                });
                 let ack = v5::codec::SubscribeAck {
                     packet_id,
                     properties: Vec::new(),
                     reason_string: None,
-                    status: vec![v5::codec::SubscribeAckReason::ImplementationSpecificError; filters],
+                    status: status.collect(),
                 };
                 self.write_v5(v5::codec::Packet::SubscribeAck(ack), out);
             }
@@ -257,18 +351,24 @@ impl Wire {
     }
 
     /// UNSUBACK.
-    pub(crate) fn unsubscribed(&self, packet_id: NonZeroU16, filters: usize, out: &mut BytePages) {
+    pub(crate) fn unsubscribed(&self, packet_id: NonZeroU16, known: &[Option<bool>], out: &mut BytePages) {
+        use v5::codec::UnsubscribeAckReason as R;
         match &self.codec {
             Codec::V3(codec) => {
                 let ack = v3::codec::Packet::UnsubscribeAck { packet_id };
                 let _fits = codec.encodev(v3::codec::Encoded::Packet(ack), out);
             }
             Codec::V5(_) => {
+                let status = known.iter().map(|known| match known {
+                    Some(true) => R::Success,
+                    Some(false) => R::NoSubscriptionExisted,
+                    None => R::TopicFilterInvalid,
+                });
                 let ack = v5::codec::UnsubscribeAck {
                     packet_id,
                     properties: Vec::new(),
                     reason_string: None,
-                    status: vec![v5::codec::UnsubscribeAckReason::NoSubscriptionExisted; filters],
+                    status: status.collect(),
                 };
                 self.write_v5(v5::codec::Packet::UnsubscribeAck(ack), out);
             }
@@ -293,6 +393,109 @@ impl Wire {
         if let Codec::V5(codec) = &self.codec {
             let _fits = codec.encodev(v5::codec::Encoded::Packet(packet), out);
         }
+    }
+}
+
+/// Writing PUBLISH: ours, and not the codec's, because one message goes to thousands and most of them get the same bytes.
+impl Wire {
+    /// False if the client takes no packet as large as this.
+    pub(crate) fn publish(&self, delivery: &Delivery, now: Timestamp, out: &mut BytePages) -> bool {
+        let message = &delivery.message;
+        let is_plain = delivery.qos == Qos::AtMostOnce
+            && !delivery.retain
+            && delivery.subscription_ids.is_empty()
+            && message.expires_at.is_none();
+        if is_plain {
+            let packet = message.packets[self.version() as usize].get_or_init(|| {
+                let mut packet = self.publish_head(delivery, now);
+                packet.extend_from_slice(&message.payload);
+                packet.into()
+            });
+            return self.fits(packet.len()) && {
+                out.extend_from_slice(packet);
+                true
+            };
+        }
+        let head = self.publish_head(delivery, now);
+        self.fits(head.len() + message.payload.len()) && {
+            out.extend_from_slice(&head);
+            out.extend_from_slice(&message.payload);
+            true
+        }
+    }
+
+    fn fits(&self, packet_bytes: usize) -> bool {
+        packet_bytes <= self.client_packet_bytes_max.get() as usize
+    }
+
+    /// All of a PUBLISH but the payload (MQTT 5, 3.3).
+    fn publish_head(&self, delivery: &Delivery, now: Timestamp) -> Vec<u8> {
+        let message = &delivery.message;
+        let mut rest = Vec::with_capacity(64 + message.topic.len());
+        put_bytes(message.topic.as_bytes(), &mut rest);
+        if let Some(packet_id) = delivery.packet_id {
+            rest.extend_from_slice(&packet_id.get().to_be_bytes());
+        }
+        if self.version() == Version::V5 {
+            let properties = publish_properties(delivery, now);
+            put_length(properties.len(), &mut rest);
+            rest.extend_from_slice(&properties);
+        }
+        let flags = u8::from(delivery.duplicate) << 3 | (delivery.qos as u8) << 1 | u8::from(delivery.retain);
+        let mut head = Vec::with_capacity(rest.len() + message.payload.len() + 5);
+        head.push(0x30 | flags);
+        put_length(rest.len() + message.payload.len(), &mut head);
+        head.extend_from_slice(&rest);
+        head
+    }
+}
+
+fn publish_properties(delivery: &Delivery, now: Timestamp) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Some(expires_at) = delivery.message.expires_at {
+        let left = expires_at.since(now).as_secs().min(u64::from(u32::MAX)) as u32;
+        out.push(0x02);
+        out.extend_from_slice(&left.max(1).to_be_bytes());
+    }
+    for id in &delivery.subscription_ids {
+        out.push(0x0B);
+        put_length(*id as usize, &mut out);
+    }
+    let Some(properties) = &delivery.message.properties else { return out };
+    if properties.utf8_payload {
+        out.extend_from_slice(&[0x01, 1]);
+    }
+    let content_type = properties.content_type.as_ref().map(|t| (0x03, t.as_bytes()));
+    let response_topic = properties.response_topic.as_ref().map(|t| (0x08, t.as_bytes()));
+    let correlation_data = properties.correlation_data.as_ref().map(|d| (0x09, &d[..]));
+    for (kind, value) in [content_type, response_topic, correlation_data].into_iter().flatten() {
+        out.push(kind);
+        put_bytes(value, &mut out);
+    }
+    for (name, value) in &properties.user {
+        out.push(0x26);
+        put_bytes(name.as_bytes(), &mut out);
+        put_bytes(value.as_bytes(), &mut out);
+    }
+    out
+}
+
+/// A length of two bytes, and the bytes. None is longer: it came in a packet.
+fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    let length = bytes.len().min(usize::from(u16::MAX));
+    out.extend_from_slice(&(length as u16).to_be_bytes());
+    out.extend_from_slice(&bytes[..length]);
+}
+
+/// A variable byte integer (MQTT 5, 1.5.5).
+fn put_length(mut length: usize, out: &mut Vec<u8>) {
+    loop {
+        let byte = (length & 0x7f) as u8;
+        length >>= 7;
+        if length == 0 {
+            return out.push(byte);
+        }
+        out.push(byte | 0x80);
     }
 }
 
@@ -364,10 +567,19 @@ impl Decoder for Wire {
 
     fn decode(&self, src: &mut BytesMut) -> Result<Option<Inbound>, DecodeError> {
         loop {
+            if !self.inside.get()
+                && strict::check(src, self.version(), self.packet_bytes_max.get())? == Checked::NeedsMore
+            {
+                return Ok(None);
+            }
+            self.inside.set(true);
             let step = match &self.codec {
                 Codec::V3(codec) => codec.decode(src)?.map(Step::from),
                 Codec::V5(codec) => codec.decode(src)?.map(Step::from),
             };
+            if matches!(step, Some(Step::Whole(_) | Step::Rest(_, true))) {
+                self.inside.set(false);
+            }
             match step {
                 None => return Ok(None),
                 Some(Step::Whole(inbound)) => return Ok(Some(inbound)),
@@ -399,7 +611,11 @@ impl From<v3::codec::Decoded> for Step {
                     topic_alias: None,
                     qos: p.qos,
                     duplicate: p.dup,
+                    retain: p.retain,
                     packet_id: p.packet_id,
+                    expiry_seconds: None,
+                    properties: None,
+                    subscription_ids: false,
                 };
                 if !whole {
                     return Self::Begun(publish);
@@ -415,16 +631,33 @@ impl From<v3::codec::Decoded> for Step {
                     keepalive_seconds: c.keep_alive,
                     auth_method: false,
                     packet_bytes_max: None,
+                    expiry_seconds: c.clean_session.then_some(0),
+                    receive_max: u16::MAX,
+                    will: c.last_will.map(|w| {
+                        Box::new(Will {
+                            topic: w.topic.as_str().into(),
+                            payload: w.message.to_vec(),
+                            qos: broker_qos(w.qos),
+                            retain: w.retain,
+                            delay_seconds: 0,
+                            expiry_seconds: None,
+                            properties: Properties::default(),
+                        })
+                    }),
                 }),
+                Packet::PublishAck { packet_id } => answer(packet_id, AnswerTo::AtLeastOnce, false),
+                Packet::PublishReceived { packet_id } => answer(packet_id, AnswerTo::Received, false),
+                Packet::PublishComplete { packet_id } => answer(packet_id, AnswerTo::Completed, false),
                 Packet::PublishRelease { packet_id } => Inbound::Release(packet_id),
                 Packet::Subscribe { packet_id, topic_filters } => {
-                    Inbound::Subscribe { packet_id, filters: topic_filters.len() }
+                    let plain = |(filter, qos)| (filter, subscription(broker_qos(qos)));
+                    Inbound::Subscribe { packet_id, filters: topic_filters.into_iter().map(plain).collect() }
                 }
                 Packet::Unsubscribe { packet_id, topic_filters } => {
-                    Inbound::Unsubscribe { packet_id, filters: topic_filters.len() }
+                    Inbound::Unsubscribe { packet_id, filters: topic_filters }
                 }
                 Packet::PingRequest => Inbound::Ping,
-                Packet::Disconnect => Inbound::Disconnect,
+                Packet::Disconnect => Inbound::Disconnect { with_will: false, expiry_seconds: None },
                 _ => Inbound::Unexpected,
             },
         })
@@ -442,7 +675,11 @@ impl From<v5::codec::Decoded> for Step {
                     topic_alias: p.properties.topic_alias,
                     qos: p.qos,
                     duplicate: p.dup,
+                    retain: p.retain,
                     packet_id: p.packet_id,
+                    expiry_seconds: p.properties.message_expiry_interval.map(Into::into),
+                    subscription_ids: !p.properties.subscription_ids.is_empty(),
+                    properties: properties(p.properties),
                 };
                 if !whole {
                     return Self::Begun(publish);
@@ -456,22 +693,118 @@ impl From<v5::codec::Decoded> for Step {
                     user_name: c.username,
                     clean: c.clean_start,
                     keepalive_seconds: c.keep_alive,
-                    auth_method: c.auth_method.is_some(),
+                    auth_method: c.auth_method.is_some() || c.auth_data.is_some(),
                     packet_bytes_max: c.max_packet_size.map(Into::into),
+                    expiry_seconds: Some(c.session_expiry_interval_secs),
+                    receive_max: c.receive_max.map_or(u16::MAX, Into::into),
+                    will: c.last_will.map(|w| Box::new(will(w))),
                 }),
+                Packet::PublishAck(ack) => {
+                    answer(ack.packet_id, AnswerTo::AtLeastOnce, u8::from(ack.reason_code) >= REFUSALS)
+                }
+                Packet::PublishReceived(ack) => {
+                    answer(ack.packet_id, AnswerTo::Received, u8::from(ack.reason_code) >= REFUSALS)
+                }
+                Packet::PublishComplete(ack) => answer(ack.packet_id, AnswerTo::Completed, false),
                 Packet::PublishRelease(ack) => Inbound::Release(ack.packet_id),
                 Packet::Subscribe(s) => {
-                    Inbound::Subscribe { packet_id: s.packet_id, filters: s.topic_filters.len() }
+                    let id = s.id.map(Into::into);
+                    let asked = |(filter, o): (ByteString, v5::codec::SubscriptionOptions)| {
+                        let asked = Subscription {
+                            qos: broker_qos(o.qos),
+                            no_local: o.no_local,
+                            retain_as_published: o.retain_as_published,
+                            retain_handling: match o.retain_handling {
+                                v5::codec::RetainHandling::AtSubscribe => RetainHandling::Always,
+                                v5::codec::RetainHandling::AtSubscribeNew => RetainHandling::IfNew,
+                                v5::codec::RetainHandling::NoAtSubscribe => RetainHandling::Never,
+                            },
+                            id,
+                        };
+                        (filter, asked)
+                    };
+                    let filters = s.topic_filters.into_iter().map(asked).collect();
+                    Inbound::Subscribe { packet_id: s.packet_id, filters }
                 }
                 Packet::Unsubscribe(u) => {
-                    Inbound::Unsubscribe { packet_id: u.packet_id, filters: u.topic_filters.len() }
+                    Inbound::Unsubscribe { packet_id: u.packet_id, filters: u.topic_filters }
                 }
                 Packet::PingRequest => Inbound::Ping,
-                Packet::Disconnect(_) => Inbound::Disconnect,
+                Packet::Disconnect(d) => Inbound::Disconnect {
+                    with_will: d.reason_code != v5::codec::DisconnectReasonCode::NormalDisconnection,
+                    expiry_seconds: d.session_expiry_interval_secs,
+                },
                 _ => Inbound::Unexpected,
             },
         })
     }
+}
+
+/// Reason codes from here on are failures.
+const REFUSALS: u8 = 0x80;
+
+fn answer(packet_id: NonZeroU16, to: AnswerTo, refused: bool) -> Inbound {
+    Inbound::Answer { packet_id, to, refused }
+}
+
+/// What an MQTT 3.1.1 client asks for.
+fn subscription(qos: Qos) -> Subscription {
+    Subscription {
+        qos,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Always,
+        id: None,
+    }
+}
+
+pub(crate) fn broker_qos(qos: QoS) -> Qos {
+    match qos {
+        QoS::AtMostOnce => Qos::AtMostOnce,
+        QoS::AtLeastOnce => Qos::AtLeastOnce,
+        QoS::ExactlyOnce => Qos::ExactlyOnce,
+    }
+}
+
+fn codec_qos(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
+
+fn properties(p: v5::codec::PublishProperties) -> Option<Box<Properties>> {
+    Properties {
+        utf8_payload: p.is_utf8_payload,
+        content_type: p.content_type.map(text),
+        response_topic: p.response_topic.map(text),
+        correlation_data: p.correlation_data.map(|data| data.to_vec()),
+        user: p.user_properties.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
+    }
+    .boxed()
+}
+
+fn will(w: v5::codec::LastWill) -> Will {
+    Will {
+        topic: w.topic.as_str().into(),
+        payload: w.message.to_vec(),
+        qos: broker_qos(w.qos),
+        retain: w.retain,
+        delay_seconds: w.will_delay_interval_sec.unwrap_or(0),
+        expiry_seconds: w.message_expiry_interval.map(Into::into),
+        properties: Properties {
+            utf8_payload: w.is_utf8_payload.unwrap_or(false),
+            content_type: w.content_type.map(text),
+            response_topic: w.response_topic.map(text),
+            correlation_data: w.correlation_data.map(|data| data.to_vec()),
+            user: w.user_properties.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
+        },
+    }
+}
+
+fn text(text: ByteString) -> String {
+    text.as_str().to_owned()
 }
 
 /// Looks at the first bytes of a connection without taking them.

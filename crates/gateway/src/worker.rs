@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use dunlin_broker::Home;
 use dunlin_journal::{Journal, Topic};
 use dunlin_model::{Clock, EventKind, Slot};
 use ntex::channel::condition::Condition;
@@ -19,12 +20,14 @@ use crate::{
     append::Appender,
     config::Config,
     connection::{Connection, Connections},
+    delivery::Inbox,
     directory::{Admitted, Directory},
     http::HttpRoom,
     logs::LogBudget,
     metrics::Books,
+    pubsub::PubSub,
     record::{self, Origin},
-    sessions::{Order, Orders, Sessions},
+    sessions::{Ending, Order, Orders, Sessions},
     share::Shares,
     wire::Code,
 };
@@ -38,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) books: Books,
     pub(crate) sessions: Sessions,
+    pub(crate) pubsub: Arc<PubSub>,
     pub(crate) workers: Mutex<BTreeMap<usize, Orders>>,
     pub(crate) connections: AtomicUsize,
     connection_ids: AtomicU64,
@@ -51,6 +55,7 @@ impl Shared {
     pub(crate) fn new(
         config: Config,
         journal: Arc<dyn Journal>,
+        pubsub: Arc<PubSub>,
         directory: Arc<dyn Directory>,
         clock: Clock,
         books: Books,
@@ -64,6 +69,7 @@ impl Shared {
             clock,
             books,
             sessions: Sessions::default(),
+            pubsub,
             workers: Mutex::default(),
             connections: AtomicUsize::new(0),
             connection_ids: AtomicU64::new(1),
@@ -91,6 +97,8 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) appender: Rc<Appender>,
     pub(crate) orders: Orders,
+    /// Where sessions say that there is something to be sent.
+    pub(crate) inbox: Arc<dyn Home>,
     pub(crate) connections: Connections,
     pub(crate) shares: Shares,
     pub(crate) logs: Rc<LogBudget>,
@@ -101,16 +109,16 @@ pub(crate) struct Worker {
 impl Worker {
     /// To be called on the worker's own thread; its tasks live there.
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
-        let (orders, inbox) = mpsc::unbounded_channel();
+        let (orders, mailbox) = mpsc::unbounded_channel();
         let logs = Rc::new(LogBudget::new());
         let inflight_bytes_max = (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1);
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
+            shared.pubsub.clone(),
             shared.clock.clone(),
             shared.config.time.clone(),
             inflight_bytes_max,
-            shared.books.metrics.clone(),
-            shared.books.arrivals.clone(),
+            &shared.books,
             logs.clone(),
         ));
         {
@@ -118,10 +126,12 @@ impl Worker {
             let number = workers.len();
             workers.insert(number, orders.clone());
         }
+        let inbox = Arc::new(Inbox::default());
         let worker = Rc::new(Self {
             shared,
             appender: appender.clone(),
             orders,
+            inbox: inbox.clone(),
             connections: Connections::default(),
             shares: Shares::new(inflight_bytes_max),
             logs,
@@ -129,7 +139,8 @@ impl Worker {
             emptied: Condition::new(),
         });
         ntex::rt::spawn(appender.run());
-        ntex::rt::spawn(worker.clone().obey(inbox));
+        ntex::rt::spawn(worker.clone().obey(mailbox));
+        ntex::rt::spawn(worker.clone().deliver_always(inbox));
         worker
     }
 
@@ -138,10 +149,10 @@ impl Worker {
         self.leaving.get()
     }
 
-    async fn obey(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        while let Some(order) = inbox.recv().await {
+    async fn obey(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Order>) {
+        while let Some(order) = mailbox.recv().await {
             match order {
-                Order::Finish { connection, code, why } => self.finish(connection, code, why),
+                Order::Finish { connection, ending } => self.finish(connection, ending),
                 Order::Leave { left } => {
                     self.leave().await;
                     let _nobody_waits = left.send(());
@@ -150,7 +161,7 @@ impl Worker {
         }
     }
 
-    fn finish(&self, connection: u64, code: Code, why: &str) {
+    fn finish(&self, connection: u64, Ending { code, why }: Ending) {
         let connection = self.connections.borrow().get(&connection).cloned();
         if let Some(connection) = connection {
             connection.finish(code, why);

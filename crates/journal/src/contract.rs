@@ -66,11 +66,20 @@ pub enum Topic {
     CommandReplies = 4,
     /// What was refused: the reason and the original bytes.
     Rejected = 5,
+    /// Subscriptions, sessions and what waits in them (`dunlin_broker::Change`).
+    Sessions = 6,
 }
 
 impl Topic {
-    pub const ALL: [Self; 6] =
-        [Self::Telemetry, Self::Events, Self::Alerts, Self::Commands, Self::CommandReplies, Self::Rejected];
+    pub const ALL: [Self; 7] = [
+        Self::Telemetry,
+        Self::Events,
+        Self::Alerts,
+        Self::Commands,
+        Self::CommandReplies,
+        Self::Rejected,
+        Self::Sessions,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -80,6 +89,7 @@ impl Topic {
             Self::Commands => "commands",
             Self::CommandReplies => "command-replies",
             Self::Rejected => "rejected",
+            Self::Sessions => "sessions",
         }
     }
 

@@ -83,6 +83,8 @@ pub struct Config {
     pub record: bool,
     /// For how long a lost connection is tried again; zero makes a lost connection an error.
     pub reconnect_for: Duration,
+    /// Sessions end with their connection, also those that are tried again.
+    pub clean_sessions: bool,
 }
 
 /// What happened.
@@ -243,7 +245,7 @@ impl<'a> Load<'a> {
                     version: config.version,
                     client_id: &client_id,
                     user_name: identity.token.as_deref(),
-                    clean: config.reconnect_for.is_zero(),
+                    clean: config.reconnect_for.is_zero() || config.clean_sessions,
                     keep_alive_seconds: 0,
                 },
                 &mut connect,

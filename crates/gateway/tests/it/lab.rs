@@ -212,6 +212,7 @@ pub(crate) struct Lab {
     pub(crate) directory: Arc<Names>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
+    pub(crate) sessions: tempfile::TempDir,
 }
 
 impl Lab {
@@ -224,14 +225,22 @@ impl Lab {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut registry = Registry::default();
         let directory = Arc::new(Names::default());
-        let gateway =
-            Gateway::start(config, listener, journal.clone(), directory.clone(), clock(), &mut registry)
-                .unwrap();
+        let sessions = tempfile::tempdir().unwrap();
+        let gateway = Gateway::start(
+            config,
+            listener,
+            journal.clone(),
+            directory.clone(),
+            clock(),
+            sessions.path().into(),
+            &mut registry,
+        )
+        .unwrap();
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, directory, http, registry }
+        Self { gateway, journal, directory, http, registry, sessions }
     }
 
     /// A panic costs its own connection; the metrics tell on it.

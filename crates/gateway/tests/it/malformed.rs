@@ -67,7 +67,7 @@ async fn inner_lengths_that_lie_close_only_their_own_connection() {
             &[0, 200, b'a'],
             &[0, 1, b'a'],
             &[0, 1, b'a', 0],
-            &[0, 1, b'a', 0, 1, 0xFF, 0xFF, 0x7F],
+            &[0, 1, b'+', 0, 1, 0xFF, 0xFF, 0x7F],
         ] {
             let mut client = lab.connected(version, "liar").await;
             client.try_send(&frame(0x32, body)).await;

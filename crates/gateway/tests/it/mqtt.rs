@@ -184,7 +184,7 @@ async fn a_stop_acknowledges_what_is_durable_and_says_goodbye() {
     five.send(&publish(5, 1, 1, "v1/telemetry", READING)).await;
     four.send(&publish(4, 1, 1, "v1/telemetry", READING)).await;
     lab.appends(4).await;
-    let Lab { gateway, journal, http, registry, .. } = lab;
+    let Lab { gateway, journal, http, registry, sessions, .. } = lab;
     let accounts = gateway.accounts();
     let stopping = tokio::spawn(gateway.stop());
     let lab_gate = journal.clone();
@@ -197,7 +197,7 @@ async fn a_stop_acknowledges_what_is_durable_and_says_goodbye() {
     stopping.await.unwrap();
     let account = accounts.snapshot().into_values().next().unwrap();
     assert_eq!((account.received, account.accepted, account.in_flight), (2, 2, 0));
-    drop((http, registry));
+    drop((http, registry, sessions));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,22 +286,6 @@ async fn a_topic_alias_stands_for_its_topic() {
     client.send(&aliased(3, "", 3)).await;
     let goodbye = client.packet().await.unwrap();
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x94));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn subscriptions_are_refused_for_now() {
-    let lab = Lab::start().await;
-    for (version, code) in [(4, 0x80), (5, 0x83)] {
-        let mut client = lab.connected(version, "probe").await;
-        let properties: &[u8] = if version == 5 { &[0] } else { &[] };
-        let body = [&[0, 1], properties, &[0, 1, b'a', 0, 0, 1, b'b', 1]].concat();
-        client.send(&frame(0x82, &body)).await;
-        let answer = client.packet().await.unwrap();
-        assert_eq!((answer[0], &answer[answer.len() - 2..]), (0x90, &[code, code][..]));
-        let body = [&[0, 2], properties, &[0, 1, b'a']].concat();
-        client.send(&frame(0xA2, &body)).await;
-        assert_eq!(client.packet().await.unwrap()[0], 0xB0);
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

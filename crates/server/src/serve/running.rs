@@ -103,6 +103,7 @@ impl Running {
             journal.clone(),
             directory,
             clock.clone(),
+            config.data.join("sessions"),
             &mut metrics,
         )?;
         inflow.is_through(gateway.view());

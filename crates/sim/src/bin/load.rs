@@ -69,6 +69,9 @@ struct Arguments {
     /// Try lost connections again for this long; by default a lost connection ends the run.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     reconnect_for: Duration,
+    /// Ask for sessions that end with their connection, also with --reconnect-for.
+    #[arg(long)]
+    clean_sessions: bool,
     /// Open this many connections and hold them for the duration, sending nothing.
     #[arg(long)]
     idle: Option<usize>,
@@ -118,6 +121,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         seq_first: arguments.seq_first,
         record: arguments.record.is_some(),
         reconnect_for: arguments.reconnect_for,
+        clean_sessions: arguments.clean_sessions,
     })?;
     if let Some(path) = &arguments.record {
         write_record(path, &report)

@@ -27,6 +27,7 @@ fn config(target: std::net::SocketAddr) -> Config {
         seq_first: SEQ_FIRST,
         record: true,
         reconnect_for: Duration::from_secs(20),
+        clean_sessions: false,
     }
 }
 

@@ -1,0 +1,290 @@
+//! All tenants, and what the log does to them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::Ordering::Relaxed},
+};
+
+use dunlin_model::{Slot, Timestamp};
+use hashbrown::HashMap;
+
+use crate::{
+    change::{Change, NotAChange, Publication},
+    message::Message,
+    session::{Session, SessionId, SessionKey, State, Will, after},
+    tenant::{Limits, Tenant},
+};
+
+#[derive(Debug)]
+pub struct Broker {
+    limits: Limits,
+    tenants: RwLock<HashMap<Box<str>, Arc<Tenant>>>,
+    partitions: Vec<Mutex<Partition>>,
+}
+
+/// What is in one partition of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Partition {
+    pub(crate) sessions: BTreeMap<SessionId, (Arc<Tenant>, Arc<Session>)>,
+    deadlines: BTreeSet<(Timestamp, SessionId, Due)>,
+}
+
+/// What time does to a session whose client is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Will,
+    End,
+}
+
+/// One tenant's figures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub subscriptions: usize,
+    pub retained: usize,
+    /// Sessions that are in the log.
+    pub sessions: usize,
+    pub published: u64,
+    pub delivered: u64,
+    /// Messages that found no room in a queue.
+    pub dropped: u64,
+}
+
+impl Broker {
+    pub fn new(partitions: u16, limits: Limits) -> Self {
+        let partitions = (0..partitions.max(1)).map(|_| Mutex::default()).collect();
+        Self { limits, tenants: RwLock::default(), partitions }
+    }
+
+    /// The partition of the log that holds the tenant.
+    pub fn partition_of(&self, tenant: &str) -> u16 {
+        Slot::of(tenant, "").partition(self.partitions.len() as u16)
+    }
+
+    pub fn tenant(&self, name: &str) -> Arc<Tenant> {
+        if let Some(tenant) = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return tenant.clone();
+        }
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        tenants.entry_ref(name).or_insert_with(|| Arc::new(Tenant::new(name, self.limits))).clone()
+    }
+
+    pub fn counts(&self) -> BTreeMap<String, Counts> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let counts = tenants.iter().map(|(name, tenant)| {
+            let (subscriptions, retained, sessions) = tenant.counts();
+            let counts = Counts {
+                subscriptions,
+                retained,
+                sessions,
+                published: tenant.published.load(Relaxed),
+                delivered: tenant.delivered.load(Relaxed),
+                dropped: tenant.dropped.load(Relaxed),
+            };
+            (name.to_string(), counts)
+        });
+        counts.collect()
+    }
+
+    /// Applies the change at `offset` of a partition. `live` if it was logged by this run, not found at its start.
+    pub fn apply(&self, partition: u16, offset: u64, bytes: &[u8], live: bool) -> Result<(), NotAChange> {
+        let change = Change::decode(bytes)?;
+        let mut state = self.partition(partition);
+        match change {
+            Change::Opened { key, clean, expiry_seconds, will, at } => {
+                self.open(&mut state, offset, key, clean, expiry_seconds, will, at);
+            }
+            Change::Closed { session, at, with_will, expiry_seconds } => {
+                self.close(&mut state, session, at, with_will, expiry_seconds, live);
+            }
+            Change::WillDue { session, at } => {
+                if let Some((tenant, session)) = state.of(session) {
+                    state.forget_deadlines(&session);
+                    publish_will(&tenant, &session, at, live);
+                    state.remember_deadlines(&session);
+                }
+            }
+            Change::Ended { session, at } => state.end(session, at, live),
+            Change::Subscribed { session, subscriptions, at } => {
+                if let Some((tenant, session)) = state.of(session) {
+                    for (filter, subscription) in subscriptions {
+                        tenant.subscribe_one(&session, &filter, subscription, at, live);
+                    }
+                }
+            }
+            Change::Unsubscribed { session, filters } => {
+                if let Some((tenant, session)) = state.of(session) {
+                    tenant.unsubscribe(&session, filters.iter().map(AsRef::as_ref));
+                }
+            }
+            Change::Published(publication) => {
+                if state.is_first(&publication) {
+                    self.tenant(&publication.tenant).apply_published(&publication, live);
+                }
+            }
+            Change::Acknowledged { session, number } => {
+                if let Some((_, session)) = state.of(session) {
+                    session.lock().outbox.apply_acknowledged(number);
+                }
+            }
+            Change::Received { session, number } => {
+                if let Some((_, session)) = state.of(session) {
+                    session.lock().outbox.apply_received(number);
+                }
+            }
+            Change::Released { session, packet_id } => {
+                if let Some((_, session)) = state.of(session) {
+                    session.lock().held.remove(&packet_id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one change")]
+    fn open(
+        &self,
+        state: &mut Partition,
+        offset: u64,
+        key: SessionKey,
+        clean: bool,
+        expiry_seconds: u32,
+        will: Option<Will>,
+        at: Timestamp,
+    ) {
+        let tenant = self.tenant(&key.tenant);
+        let mut before = tenant.session(&key);
+        if clean && let Some(ended) = before.take() {
+            state.end(ended.id, at, true);
+        }
+        let session = before.unwrap_or_else(|| {
+            let session = Session::new(SessionId::logged(offset), key, State::default());
+            tenant.insert_session(session.clone());
+            state.sessions.insert(session.id, (tenant.clone(), session.clone()));
+            session
+        });
+        state.forget_deadlines(&session);
+        session.update_life(|life| {
+            life.expiry_seconds = expiry_seconds;
+            life.will = will;
+            life.closed_at = None;
+        });
+    }
+
+    fn close(
+        &self,
+        state: &mut Partition,
+        id: SessionId,
+        at: Timestamp,
+        with_will: bool,
+        expiry_seconds: Option<u32>,
+        live: bool,
+    ) {
+        let Some((tenant, session)) = state.of(id) else { return };
+        state.forget_deadlines(&session);
+        session.update_life(|life| {
+            life.expiry_seconds = expiry_seconds.unwrap_or(life.expiry_seconds);
+            life.closed_at = Some(at);
+            if !with_will {
+                life.will = None;
+            }
+        });
+        let (will_at, expires_at) = {
+            let held = session.lock();
+            (held.life.will_at(), held.life.expires_at())
+        };
+        if will_at.is_some_and(|will_at| will_at <= at) {
+            publish_will(&tenant, &session, at, live);
+        }
+        if expires_at.is_some_and(|expires_at| expires_at <= at) {
+            return state.end(id, at, live);
+        }
+        state.remember_deadlines(&session);
+    }
+
+    /// What time has brought, to be logged. Asked again before that is applied, the answer is the same.
+    pub fn due(&self, partition: u16, now: Timestamp) -> Vec<Change<'static>> {
+        let state = self.partition(partition);
+        let due = state.deadlines.iter().take_while(|(at, ..)| *at <= now);
+        due.map(|(_, session, due)| match due {
+            Due::Will => Change::WillDue { session: *session, at: now },
+            Due::End => Change::Ended { session: *session, at: now },
+        })
+        .collect()
+    }
+
+    /// The sessions whose connections ended with the run before this one, as changes to be logged.
+    pub fn abandoned(&self, partition: u16, now: Timestamp) -> Vec<Change<'static>> {
+        let state = self.partition(partition);
+        let open =
+            state.sessions.values().filter(|(_, s)| s.lock().life.closed_at.is_none() && !s.is_connected());
+        open.map(|(_, s)| Change::Closed { session: s.id, at: now, with_will: true, expiry_seconds: None })
+            .collect()
+    }
+
+    pub(crate) fn partition(&self, index: u16) -> MutexGuard<'_, Partition> {
+        self.partitions[usize::from(index)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tenants_of(&self, partition: u16) -> Vec<Arc<Tenant>> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        tenants.values().filter(|t| self.partition_of(&t.name) == partition).cloned().collect()
+    }
+}
+
+/// Publishes the session's will, if it still has one.
+fn publish_will(tenant: &Tenant, session: &Session, now: Timestamp, live: bool) {
+    let mut will = None;
+    session.update_life(|life| will = life.will.take());
+    let Some(will) = will else { return };
+    let message = Message {
+        topic: will.topic,
+        payload: will.payload.into(),
+        qos: will.qos,
+        retain: will.retain,
+        expires_at: will.expiry_seconds.map(|seconds| after(now, seconds)),
+        properties: will.properties.boxed(),
+        publisher: Some(session.id),
+        packets: Default::default(),
+    };
+    tenant.distribute(&Arc::new(message), None, live);
+}
+
+impl Partition {
+    fn of(&self, id: SessionId) -> Option<(Arc<Tenant>, Arc<Session>)> {
+        self.sessions.get(&id).cloned()
+    }
+
+    /// Ends a session; its will is published, if it has not been (MQTT 5, 3.1.2.5).
+    fn end(&mut self, id: SessionId, now: Timestamp, live: bool) {
+        let Some((tenant, session)) = self.sessions.remove(&id) else { return };
+        self.forget_deadlines(&session);
+        tenant.end(&session);
+        publish_will(&tenant, &session, now, live);
+    }
+
+    /// Whether a QoS 2 message came for the first time; remembers it until it is released.
+    fn is_first(&self, publication: &Publication<'_>) -> bool {
+        let (Some(publisher), Some(packet_id)) = (publication.publisher, publication.packet_id) else {
+            return true;
+        };
+        self.of(publisher).is_none_or(|(_, session)| session.lock().held.insert(packet_id))
+    }
+
+    pub(crate) fn remember_deadlines(&mut self, session: &Session) {
+        self.deadlines.extend(deadlines(session));
+    }
+
+    /// To be called before that which decides about them changes.
+    fn forget_deadlines(&mut self, session: &Session) {
+        for deadline in deadlines(session) {
+            self.deadlines.remove(&deadline);
+        }
+    }
+}
+
+fn deadlines(session: &Session) -> impl Iterator<Item = (Timestamp, SessionId, Due)> {
+    let held = session.lock();
+    let will = held.life.will_at().map(|at| (at, session.id, Due::Will));
+    let end = held.life.expires_at().map(|at| (at, session.id, Due::End));
+    will.into_iter().chain(end)
+}

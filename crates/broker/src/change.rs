@@ -1,0 +1,133 @@
+//! What the log carries: every change of state that must survive a crash.
+
+use std::borrow::Cow;
+
+use dunlin_model::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    message::{Message, Properties, Qos},
+    session::{SessionId, SessionKey, Subscription, Will},
+};
+
+/// The first byte of every record; a change of the format is a new version.
+const VERSION: u8 = 1;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Change<'a> {
+    /// A client connected with a session that outlives the connection, or with a will. The offset of this change is
+    /// the id of the session, unless it takes up one that is there.
+    Opened {
+        key: SessionKey,
+        /// Nothing of an earlier session is kept.
+        clean: bool,
+        expiry_seconds: u32,
+        will: Option<Will>,
+        at: Timestamp,
+    },
+    /// The connection ended.
+    Closed {
+        session: SessionId,
+        at: Timestamp,
+        /// It ended without a word, or the client asked for its will.
+        with_will: bool,
+        /// The client changed its mind with its DISCONNECT.
+        expiry_seconds: Option<u32>,
+    },
+    /// The time of the will has come.
+    WillDue {
+        session: SessionId,
+        at: Timestamp,
+    },
+    /// The session is over.
+    Ended {
+        session: SessionId,
+        at: Timestamp,
+    },
+    Subscribed {
+        session: SessionId,
+        subscriptions: Vec<(Cow<'a, str>, Subscription)>,
+        at: Timestamp,
+    },
+    Unsubscribed {
+        session: SessionId,
+        filters: Vec<Cow<'a, str>>,
+    },
+    #[serde(borrow)]
+    Published(Publication<'a>),
+    /// The client has acknowledged, for good, the message of this number.
+    Acknowledged {
+        session: SessionId,
+        number: u64,
+    },
+    /// The client has said PUBREC for the message of this number.
+    Received {
+        session: SessionId,
+        number: u64,
+    },
+    /// The client has said PUBREL for its own message.
+    Released {
+        session: SessionId,
+        packet_id: u16,
+    },
+}
+
+/// A message, who it is from, and who gets it of those that share.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Publication<'a> {
+    pub tenant: Cow<'a, str>,
+    pub topic: Cow<'a, str>,
+    pub payload: &'a [u8],
+    pub qos: Qos,
+    pub retain: bool,
+    pub at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub properties: Option<Box<Properties>>,
+    pub publisher: Option<SessionId>,
+    /// QoS 2 of a logged session: the packet id, by which a repetition is known.
+    pub packet_id: Option<u16>,
+    /// For each shared subscription that matched, by group and filter: the member whose turn it was.
+    pub chosen: Vec<(Cow<'a, str>, SessionId)>,
+}
+
+/// Bytes that are no change, or one of a version that is not known here.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAChange {
+    #[error("a change of version {0}, not {VERSION}")]
+    Version(u8),
+    #[error("not a change: {0}")]
+    Format(#[from] postcard::Error),
+    #[error("not a change: it is empty")]
+    Empty,
+}
+
+impl<'a> Change<'a> {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
+        let taken = std::mem::take(out);
+        *out = postcard::to_extend(self, taken).expect("a Vec takes all that is written to it");
+    }
+
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, NotAChange> {
+        match bytes.split_first() {
+            Some((&VERSION, rest)) => Ok(postcard::from_bytes(rest)?),
+            Some((version, _)) => Err(NotAChange::Version(*version)),
+            None => Err(NotAChange::Empty),
+        }
+    }
+}
+
+impl Publication<'_> {
+    pub(crate) fn message(&self) -> Message {
+        Message {
+            topic: self.topic.as_ref().into(),
+            payload: bytes::Bytes::copy_from_slice(self.payload),
+            qos: self.qos,
+            retain: self.retain,
+            expires_at: self.expires_at,
+            properties: self.properties.clone(),
+            publisher: self.publisher,
+            packets: Default::default(),
+        }
+    }
+}

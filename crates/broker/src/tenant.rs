@@ -1,0 +1,402 @@
+//! One tenant's topics: who gets what.
+
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use dunlin_model::Timestamp;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use crate::{
+    change::Publication,
+    message::{Message, Qos},
+    retained::Retained,
+    session::{Queued, RetainHandling, Room, Session, SessionId, SessionKey, Subscription},
+    topic::Filter,
+    tree::{Leaf, Subscriber, Tree},
+};
+
+/// What the state of pub/sub may grow to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Subscriptions of one session.
+    pub session_subscriptions_max: usize,
+    /// Messages that wait for one client.
+    pub queue_messages_max: usize,
+    /// Bytes that wait for one client.
+    pub queue_bytes_max: usize,
+    /// Sessions of one tenant that outlive their connection.
+    pub sessions_max: usize,
+    /// Retained messages of one tenant.
+    pub retained_messages_max: usize,
+    /// Bytes of one tenant's retained messages.
+    pub retained_bytes_max: usize,
+}
+
+#[derive(Debug)]
+pub struct Tenant {
+    pub name: Box<str>,
+    limits: Limits,
+    topics: RwLock<Topics>,
+    /// Those that are in the log.
+    sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) delivered: AtomicU64,
+    pub(crate) published: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Topics {
+    tree: Tree,
+    subscriptions: usize,
+    retained: Retained,
+}
+
+/// What became of a publish.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It is in the queues of all who get it; so many.
+    Delivered(usize),
+    /// It must be logged first, with the members of shared subscriptions whose turn it was.
+    Log { chosen: Vec<(String, SessionId)> },
+    /// No more messages may be retained.
+    RetainedFull,
+}
+
+/// What became of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subscribing {
+    Granted(Qos),
+    /// The session has as many as it may.
+    TooMany,
+}
+
+/// Somebody who gets a message.
+struct Target<'a> {
+    session: &'a Arc<Session>,
+    qos: Qos,
+    retain: bool,
+    ids: SmallVec<[u32; 1]>,
+}
+
+type Targets<'a> = SmallVec<[Target<'a>; 4]>;
+
+impl Tenant {
+    pub(crate) fn new(name: &str, limits: Limits) -> Self {
+        Self {
+            name: name.into(),
+            limits,
+            topics: RwLock::default(),
+            sessions: Mutex::default(),
+            dropped: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+        }
+    }
+
+    /// Gives a message to all who get it, unless it must be in the log for that: because it is retained, or because
+    /// it is for a session that outlives its connection. With `in_log` it goes there in any case, so that it does not
+    /// overtake what is on its way there.
+    pub fn publish(&self, message: &Arc<Message>, in_log: bool) -> Published {
+        let topics = self.read();
+        let (targets, chosen) = topics.targets(message, None);
+        let waits = |t: &Target<'_>| t.qos != Qos::AtMostOnce && t.session.outlives();
+        if in_log || message.retain || targets.iter().any(waits) {
+            let is_new = || topics.retained.get(&message.topic).is_none();
+            if message.retain && !message.payload.is_empty() && is_new() && self.retained_is_full(&topics) {
+                return Published::RetainedFull;
+            }
+            return Published::Log { chosen };
+        }
+        self.published.fetch_add(1, Relaxed);
+        Published::Delivered(self.deliver(message, targets, true))
+    }
+
+    fn retained_is_full(&self, topics: &Topics) -> bool {
+        topics.retained.len() >= self.limits.retained_messages_max
+            || topics.retained.size_bytes() >= self.limits.retained_bytes_max
+    }
+
+    /// A publish that is in the log.
+    pub(crate) fn apply_published(&self, publication: &Publication<'_>, live: bool) {
+        self.published.fetch_add(1, Relaxed);
+        let message = Arc::new(publication.message());
+        self.distribute(&message, Some(&publication.chosen), live);
+    }
+
+    /// Gives out a message, and retains it if it says so.
+    pub(crate) fn distribute(
+        &self,
+        message: &Arc<Message>,
+        chosen: Option<&[(Cow<'_, str>, SessionId)]>,
+        live: bool,
+    ) {
+        {
+            let topics = self.read();
+            let (targets, _) = topics.targets(message, chosen);
+            self.deliver(message, targets, live);
+        }
+        if message.retain {
+            let mut topics = self.write();
+            match message.payload.is_empty() {
+                true => topics.retained.clear(&message.topic),
+                false => topics.retained.set(message.clone()),
+            }
+        }
+    }
+
+    fn deliver(&self, message: &Arc<Message>, targets: Targets<'_>, live: bool) -> usize {
+        let (mut delivered, mut dropped) = (0, 0);
+        for Target { session, qos, retain, ids } in targets {
+            let queued = Queued { message: message.clone(), qos, retain, subscription_ids: ids };
+            match session.push(queued, self.room(live)) {
+                true => delivered += 1,
+                false => dropped += 1,
+            }
+        }
+        self.delivered.fetch_add(delivered as u64, Relaxed);
+        if dropped > 0 {
+            self.dropped.fetch_add(dropped, Relaxed);
+        }
+        delivered
+    }
+
+    /// What the log brings back was taken before, and is taken again.
+    fn room(&self, live: bool) -> Option<Room> {
+        live.then_some(Room { messages: self.limits.queue_messages_max, bytes: self.limits.queue_bytes_max })
+    }
+
+    /// Subscribes a session, and queues the retained messages it asks for. Answers filter by filter.
+    pub fn subscribe<'f>(
+        &self,
+        session: &Arc<Session>,
+        subscriptions: impl IntoIterator<Item = (&'f str, Subscription)>,
+        now: Timestamp,
+    ) -> Vec<Subscribing> {
+        let all = subscriptions.into_iter();
+        all.map(|(filter, subscription)| self.subscribe_one(session, filter, subscription, now, true))
+            .collect()
+    }
+
+    pub(crate) fn subscribe_one(
+        &self,
+        session: &Arc<Session>,
+        text: &str,
+        subscription: Subscription,
+        now: Timestamp,
+        live: bool,
+    ) -> Subscribing {
+        let Ok(filter) = Filter::parse(text) else { return Subscribing::TooMany };
+        let is_new = {
+            let mut state = session.lock();
+            let known = state.subscriptions.contains_key(text);
+            if !known && state.subscriptions.len() >= self.limits.session_subscriptions_max {
+                return Subscribing::TooMany;
+            }
+            state.subscriptions.insert(text.into(), subscription);
+            !known
+        };
+        let wanted = match subscription.retain_handling {
+            RetainHandling::Always => filter.group.is_none(),
+            RetainHandling::IfNew => filter.group.is_none() && is_new,
+            RetainHandling::Never => false,
+        };
+        let mut topics = self.write();
+        if topics.tree.insert(filter, session.clone(), subscription) {
+            topics.subscriptions += 1;
+        }
+        if wanted {
+            topics.retained.matching(filter.path, &mut |message| {
+                if !message.is_expired(now) {
+                    let queued = Queued {
+                        message: message.clone(),
+                        qos: subscription.qos.min(message.qos),
+                        retain: true,
+                        subscription_ids: subscription.id.into_iter().collect(),
+                    };
+                    if !session.push(queued, self.room(live)) {
+                        self.dropped.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+        Subscribing::Granted(subscription.qos)
+    }
+
+    /// A subscription of a snapshot: what it once brought is in the queue.
+    pub(crate) fn restore_subscription(
+        &self,
+        session: &Arc<Session>,
+        text: &str,
+        subscription: Subscription,
+    ) {
+        let restored = Subscription { retain_handling: RetainHandling::Never, ..subscription };
+        self.subscribe_one(session, text, restored, Timestamp::MIN, false);
+        session.lock().subscriptions.insert(text.into(), subscription);
+    }
+
+    /// Ends subscriptions; whether each was there.
+    pub fn unsubscribe<'f>(
+        &self,
+        session: &Session,
+        filters: impl IntoIterator<Item = &'f str>,
+    ) -> Vec<bool> {
+        let mut topics = self.write();
+        filters
+            .into_iter()
+            .map(|text| {
+                let known = session.lock().subscriptions.remove(text).is_some();
+                if known {
+                    topics.remove(text, session.id);
+                }
+                known
+            })
+            .collect()
+    }
+
+    /// Whether the session has this subscription.
+    pub fn is_subscribed(&self, session: &Session, filter: &str) -> bool {
+        session.lock().subscriptions.contains_key(filter)
+    }
+
+    /// How many more subscriptions the session may have.
+    pub fn subscriptions_left(&self, session: &Session) -> usize {
+        self.limits.session_subscriptions_max.saturating_sub(session.lock().subscriptions.len())
+    }
+
+    /// Ends a session: nothing is sent to it any more.
+    pub fn end(&self, session: &Session) {
+        let subscriptions = std::mem::take(&mut session.lock().subscriptions);
+        if !subscriptions.is_empty() {
+            let mut topics = self.write();
+            subscriptions.keys().for_each(|text| topics.remove(text, session.id));
+        }
+        let mut sessions = self.sessions();
+        if sessions.get(&session.key).is_some_and(|s| s.id == session.id) {
+            sessions.remove(&session.key);
+        }
+    }
+
+    /// The session of that key that is in the log.
+    pub fn session(&self, key: &SessionKey) -> Option<Arc<Session>> {
+        self.sessions().get(key).cloned()
+    }
+
+    /// Whether one more session may outlive its connection.
+    pub fn has_room_for_sessions(&self) -> bool {
+        self.sessions().len() < self.limits.sessions_max
+    }
+
+    pub(crate) fn insert_session(&self, session: Arc<Session>) {
+        self.sessions().insert(session.key.clone(), session);
+    }
+
+    pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
+        let mut all: Vec<_> = self.sessions().values().cloned().collect();
+        all.sort_by_key(|session| session.id);
+        all
+    }
+
+    pub(crate) fn all_retained(&self, now: Timestamp) -> Vec<Arc<Message>> {
+        let mut topics = self.write();
+        topics.retained.expire(now);
+        let mut all = Vec::with_capacity(topics.retained.len());
+        topics.retained.each(&mut |message| all.push(message.clone()));
+        all
+    }
+
+    pub(crate) fn restore_retained(&self, message: Arc<Message>) {
+        self.write().retained.set(message);
+    }
+
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        let topics = self.read();
+        (topics.subscriptions, topics.retained.len(), self.sessions().len())
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Topics> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Topics> {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Topics {
+    /// Who gets the message; of those that share, who was `chosen`, or whose turn it is now.
+    fn targets<'a>(
+        &'a self,
+        message: &Message,
+        chosen: Option<&[(Cow<'_, str>, SessionId)]>,
+    ) -> (Targets<'a>, Vec<(String, SessionId)>) {
+        let mut leaves: SmallVec<[&Leaf; 4]> = SmallVec::new();
+        self.tree.visit(&message.topic, &mut |leaf| leaves.push(leaf));
+        let mut targets = Targets::new();
+        for leaf in &leaves {
+            targets.extend(leaf.subscribers.values().filter_map(|s| s.target(message)));
+        }
+        if leaves.len() > 1 {
+            merge(&mut targets);
+        }
+        let mut turns = Vec::new();
+        for group in leaves.iter().flat_map(|leaf| leaf.groups()) {
+            let member = match chosen {
+                None => group.choose().inspect(|m| turns.push((group.name.to_string(), m.session.id))),
+                Some(chosen) => {
+                    let of_group = chosen.iter().find(|(name, _)| **name == *group.name);
+                    of_group.and_then(|(_, id)| group.members.get(id))
+                }
+            };
+            targets.extend(member.and_then(|member| member.target(message)));
+        }
+        (targets, turns)
+    }
+
+    fn remove(&mut self, text: &str, id: SessionId) {
+        if let Ok(filter) = Filter::parse(text)
+            && self.tree.remove(filter, id)
+        {
+            self.subscriptions -= 1;
+        }
+    }
+}
+
+impl Subscriber {
+    fn target(&self, message: &Message) -> Option<Target<'_>> {
+        let Self { session, subscription } = self;
+        if subscription.no_local && message.publisher == Some(session.id) {
+            return None;
+        }
+        Some(Target {
+            session,
+            qos: subscription.qos.min(message.qos),
+            retain: message.retain && subscription.retain_as_published,
+            ids: subscription.id.into_iter().collect(),
+        })
+    }
+}
+
+/// One copy for each session, however many of its subscriptions match (MQTT 5, 3.3.4): with the highest QoS, and
+/// the ids of all of them.
+fn merge(targets: &mut Targets<'_>) {
+    targets.sort_by_key(|t| t.session.id);
+    targets.dedup_by(|next, kept| {
+        let same = next.session.id == kept.session.id;
+        if same {
+            kept.qos = kept.qos.max(next.qos);
+            kept.retain |= next.retain;
+            kept.ids.append(&mut next.ids);
+        }
+        same
+    });
+}

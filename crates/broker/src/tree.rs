@@ -1,0 +1,211 @@
+//! Filters as a tree of levels: a publish visits the nodes that its topic leads to, and no others.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use hashbrown::HashMap;
+use indexmap::IndexMap;
+
+use crate::{
+    session::{Session, SessionId, Subscription},
+    topic::{Filter, is_server_topic},
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    root: Node,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    children: HashMap<Box<str>, Node, foldhash::fast::RandomState>,
+    any_level: Option<Box<Node>>,
+    here: Leaf,
+    /// Filters that end in `#` below this node.
+    below: Leaf,
+}
+
+/// Who has subscribed with one filter.
+#[derive(Debug, Default)]
+pub(crate) struct Leaf {
+    pub(crate) subscribers: Subscribers,
+    groups: Vec<Group>,
+}
+
+type Subscribers = IndexMap<SessionId, Subscriber, foldhash::fast::RandomState>;
+
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) session: Arc<Session>,
+    pub(crate) subscription: Subscription,
+}
+
+/// Sessions that share one subscription: each message goes to one of them.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) name: Box<str>,
+    pub(crate) members: Subscribers,
+    turn: AtomicUsize,
+}
+
+impl Tree {
+    /// Subscribes, or changes the subscription. True if it is new.
+    pub(crate) fn insert(
+        &mut self,
+        filter: Filter<'_>,
+        session: Arc<Session>,
+        subscription: Subscription,
+    ) -> bool {
+        let leaf = self.root.grow(filter.path);
+        let (id, subscriber) = (session.id, Subscriber { session, subscription });
+        let subscribers = match filter.group {
+            None => &mut leaf.subscribers,
+            Some(group) => leaf.group(&group_name(group, filter.path)),
+        };
+        subscribers.insert(id, subscriber).is_none()
+    }
+
+    /// True if there was such a subscription.
+    pub(crate) fn remove(&mut self, filter: Filter<'_>, id: SessionId) -> bool {
+        let group = filter.group.map(|group| group_name(group, filter.path));
+        self.root.prune(filter.path, &mut |leaf| leaf.remove(group.as_deref(), id))
+    }
+
+    /// Shows all leaves whose filter matches `topic`.
+    pub(crate) fn visit<'a>(&'a self, topic: &str, see: &mut impl FnMut(&'a Leaf)) {
+        let root = &self.root;
+        if is_server_topic(topic) {
+            let (first, rest) = split(topic);
+            if let Some(child) = root.children.get(first) {
+                child.visit(rest, see);
+            }
+            return;
+        }
+        root.visit(Some(topic), see);
+    }
+}
+
+/// A group is one of its name and its filter.
+fn group_name(group: &str, path: &str) -> String {
+    format!("{group}/{path}")
+}
+
+fn split(path: &str) -> (&str, Option<&str>) {
+    match path.split_once('/') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (path, None),
+    }
+}
+
+impl Node {
+    fn grow(&mut self, path: &str) -> &mut Leaf {
+        let (level, rest) = split(path);
+        let child = match level {
+            "#" => return &mut self.below,
+            "+" => self.any_level.get_or_insert_default(),
+            name => self.children.entry_ref(name).or_default(),
+        };
+        match rest {
+            None => &mut child.here,
+            Some(rest) => child.grow(rest),
+        }
+    }
+
+    /// Applies `change` to the leaf of `path`, if there is one, and removes the nodes that have become empty.
+    fn prune(&mut self, path: &str, change: &mut impl FnMut(&mut Leaf) -> bool) -> bool {
+        let (level, rest) = split(path);
+        let child = match level {
+            "#" => return change(&mut self.below),
+            "+" => self.any_level.as_deref_mut(),
+            name => self.children.get_mut(name),
+        };
+        let Some(child) = child else { return false };
+        let changed = match rest {
+            None => change(&mut child.here),
+            Some(rest) => child.prune(rest, change),
+        };
+        if child.is_empty() {
+            match level {
+                "+" => self.any_level = None,
+                name => drop(self.children.remove(name)),
+            }
+        }
+        changed
+    }
+
+    fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.any_level.is_none() && self.here.is_empty() && self.below.is_empty()
+    }
+
+    fn visit<'a>(&'a self, path: Option<&str>, see: &mut impl FnMut(&'a Leaf)) {
+        // "a/#" matches "a" too.
+        if !self.below.is_empty() {
+            see(&self.below);
+        }
+        let Some(path) = path else {
+            if !self.here.is_empty() {
+                see(&self.here);
+            }
+            return;
+        };
+        let (level, rest) = split(path);
+        if let Some(child) = self.children.get(level) {
+            child.visit(rest, see);
+        }
+        if let Some(child) = &self.any_level {
+            child.visit(rest, see);
+        }
+    }
+}
+
+impl Leaf {
+    fn is_empty(&self) -> bool {
+        self.subscribers.is_empty() && self.groups.is_empty()
+    }
+
+    fn group(&mut self, name: &str) -> &mut Subscribers {
+        let at = match self.groups.iter().position(|group| &*group.name == name) {
+            Some(at) => at,
+            None => {
+                self.groups.push(Group {
+                    name: name.into(),
+                    members: Subscribers::default(),
+                    turn: AtomicUsize::new(0),
+                });
+                self.groups.len() - 1
+            }
+        };
+        &mut self.groups[at].members
+    }
+
+    fn remove(&mut self, group: Option<&str>, id: SessionId) -> bool {
+        let Some(name) = group else { return self.subscribers.swap_remove(&id).is_some() };
+        let Some(at) = self.groups.iter().position(|group| &*group.name == name) else { return false };
+        let members = &mut self.groups[at].members;
+        let removed = members.swap_remove(&id).is_some();
+        if members.is_empty() {
+            self.groups.swap_remove(at);
+        }
+        removed
+    }
+
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+}
+
+impl Group {
+    /// The member whose turn it is: one that is connected, if there is any.
+    pub(crate) fn choose(&self) -> Option<&Subscriber> {
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let count = self.members.len();
+        let nth = |n: usize| self.members.get_index(turn.wrapping_add(n) % count).map(|(_, member)| member);
+        let connected = (0..count).filter_map(nth).find(|member| member.session.is_connected());
+        connected.or_else(|| if count == 0 { None } else { nth(0) })
+    }
+}
+
+#[cfg(test)]
+mod tests;
