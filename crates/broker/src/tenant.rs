@@ -55,6 +55,8 @@ struct Topics {
     tree: Tree,
     subscriptions: usize,
     retained: Retained,
+    /// What the server itself says about the tenant: not in the log, not in a snapshot.
+    announced: Retained,
 }
 
 /// What became of a publish.
@@ -120,6 +122,30 @@ impl Tenant {
     fn retained_is_full(&self, topics: &Topics) -> bool {
         topics.retained.len() >= self.limits.retained_messages_max
             || topics.retained.size_bytes() >= self.limits.retained_bytes_max
+    }
+
+    /// Says something about the tenant to whoever has subscribed, now or later, unless it was what was said last.
+    pub fn announce(&self, topic: &str, text: &str) {
+        let message = {
+            let topics = self.read();
+            if topics.announced.get(topic).is_some_and(|last| last.payload == text.as_bytes()) {
+                return;
+            }
+            let message = Arc::new(Message {
+                topic: topic.into(),
+                payload: text.to_owned().into(),
+                qos: Qos::AtMostOnce,
+                retain: true,
+                expires_at: None,
+                properties: None,
+                publisher: None,
+                packets: Default::default(),
+            });
+            let (targets, _) = topics.targets(&message, None);
+            self.deliver(&message, targets, true);
+            message
+        };
+        self.write().announced.set(message);
     }
 
     /// A publish that is in the log.
@@ -211,7 +237,7 @@ impl Tenant {
             topics.subscriptions += 1;
         }
         if wanted {
-            topics.retained.matching(filter.path, &mut |message| {
+            let mut queue = |message: &Arc<Message>| {
                 if !message.is_expired(now) {
                     let queued = Queued {
                         message: message.clone(),
@@ -223,7 +249,9 @@ impl Tenant {
                         self.dropped.fetch_add(1, Relaxed);
                     }
                 }
-            });
+            };
+            topics.retained.matching(filter.path, &mut queue);
+            topics.announced.matching(filter.path, &mut queue);
         }
         Subscribing::Granted(subscription.qos)
     }

@@ -47,6 +47,7 @@ pub(crate) struct TenantAccount {
     failed: AtomicU64,
     /// How often access was taken from one of its devices.
     revocations: AtomicU64,
+    connections: AtomicU64,
 }
 
 impl TenantAccount {
@@ -65,6 +66,19 @@ impl TenantAccount {
 
     pub(crate) fn failed(&self, records: u64) {
         self.failed.fetch_add(records, Release);
+    }
+
+    /// MQTT connections that are open.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    pub(crate) fn enters(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn leaves(&self) {
+        self.connections.fetch_sub(1, Relaxed);
     }
 
     pub(crate) fn revoked(&self) {

@@ -58,6 +58,8 @@ pub struct PubSubConfig {
     pub retained_messages_max: usize,
     /// Bytes of one tenant's retained messages.
     pub retained_bytes_max: usize,
+    /// How often `$SYS/broker/…` is looked at; 0 is never.
+    pub statistics_seconds: u32,
 }
 
 impl Default for PubSubConfig {
@@ -70,6 +72,7 @@ impl Default for PubSubConfig {
             session_expiry_seconds_max: 7 * 24 * 3_600,
             retained_messages_max: 100_000,
             retained_bytes_max: 256 << 20,
+            statistics_seconds: 10,
         }
     }
 }

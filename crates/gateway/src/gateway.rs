@@ -30,6 +30,7 @@ use crate::{
     mqtt,
     pubsub::{Follower, RecoverError},
     sessions::{Access, Order},
+    statistics::Statistics,
     worker::{Shared, Worker},
 };
 
@@ -102,10 +103,15 @@ impl Gateway {
         config.check()?;
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let accounts = Accounts::default();
-        let metrics = Arc::new(Metrics::new(registry, &accounts));
+        let sessions = Follower::start(
+            journal.clone(),
+            clock.clone(),
+            directory_of_sessions,
+            config.pubsub.limits(),
+            Statistics::new(accounts.clone(), &config.pubsub),
+        )?;
+        let metrics = Arc::new(Metrics::new(registry, &accounts, sessions.pubsub()));
         let books = Books { accounts, arrivals: Arrivals::default(), metrics };
-        let sessions =
-            Follower::start(journal.clone(), clock.clone(), directory_of_sessions, config.pubsub.limits())?;
         let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
 
         let (started, starting) = mpsc::channel();

@@ -13,6 +13,7 @@ mod mqtt; // the path of an MQTT reading
 mod pubsub; // subscriptions and sessions, and their log
 mod sessions; // one connection per client id, none without access
 mod share; // one tenant's part of a worker
+mod statistics; // what clients may know of the server
 mod strict; // what the codec lets pass
 mod topic; // where devices publish
 mod wire; // both protocol versions as one

@@ -3,19 +3,21 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use dunlin_broker::Counts;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
     metrics::{
+        MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::Gauge,
+        gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets},
     },
     registry::Registry,
 };
 
-use crate::{account::Accounts, arrivals::Arrivals};
+use crate::{account::Accounts, arrivals::Arrivals, pubsub::PubSub};
 
 /// What the gateway counts for operators; the records themselves are counted by `Accounts`.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ pub(crate) struct Status {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &mut Registry, accounts: &Accounts) -> Self {
+    pub(crate) fn new(registry: &mut Registry, accounts: &Accounts, pubsub: Arc<PubSub>) -> Self {
         let metrics = Self {
             connections: Gauge::default(),
             connects: Family::default(),
@@ -87,6 +89,7 @@ impl Metrics {
             metrics.payload_bytes.clone(),
         );
         registry.register_collector(Box::new(AccountsCollector(accounts.clone())));
+        registry.register_collector(Box::new(PubSubCollector(pubsub)));
         metrics
     }
 
@@ -110,7 +113,7 @@ impl Collector for AccountsCollector {
             "dunlin_gateway_records",
             "Records by what became of them",
             None,
-            prometheus_client::metrics::MetricType::Counter,
+            MetricType::Counter,
         )?;
         for (tenant, account) in &accounts {
             let ends = [
@@ -123,6 +126,44 @@ impl Collector for AccountsCollector {
             for (outcome, reason, records) in ends.into_iter().chain(rejected) {
                 let labels = [("tenant", tenant.as_str()), ("outcome", outcome), ("reason", reason)];
                 ConstCounter::new(records).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows what publish and subscribe holds, by tenant.
+#[derive(Debug)]
+struct PubSubCollector(Arc<PubSub>);
+
+impl Collector for PubSubCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let tenants = self.0.broker.counts();
+        type Of = fn(&Counts) -> u64;
+        let gauges: [(&str, &str, Of); 3] = [
+            ("dunlin_mqtt_sessions", "Sessions that outlive their connections", |c| c.sessions as u64),
+            ("dunlin_mqtt_subscriptions", "Subscriptions of all sessions", |c| c.subscriptions as u64),
+            ("dunlin_mqtt_retained_messages", "Retained messages", |c| c.retained as u64),
+        ];
+        for (name, help, of) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (tenant, counts) in &tenants {
+                let labels = [("tenant", tenant.as_str())];
+                ConstGauge::new(of(counts) as i64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let counters: [(&str, &str, Of); 3] = [
+            ("dunlin_mqtt_messages_published", "Messages to topics of publish and subscribe", |c| {
+                c.published
+            }),
+            ("dunlin_mqtt_messages_delivered", "Copies put into queues of clients", |c| c.delivered),
+            ("dunlin_mqtt_messages_dropped", "Copies that found no room in a queue", |c| c.dropped),
+        ];
+        for (name, help, of) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (tenant, counts) in &tenants {
+                let labels = [("tenant", tenant.as_str())];
+                ConstCounter::new(of(counts)).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

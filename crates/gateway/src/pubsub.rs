@@ -17,6 +17,8 @@ use dunlin_journal::{AppendError, Batch, Journal, Offset, Partition, ReadError, 
 use dunlin_model::{Clock, chain};
 use tokio::sync::{Notify, oneshot};
 
+use crate::statistics::Statistics;
+
 /// As whom the journal knows how far the snapshots are.
 const CONSUMER: &str = "sessions";
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -125,6 +127,7 @@ impl Follower {
         clock: Clock,
         directory: PathBuf,
         limits: Limits,
+        statistics: Statistics,
     ) -> Result<Self, RecoverError> {
         let partitions = journal.partitions(Topic::Sessions);
         let pubsub = Arc::new(PubSub {
@@ -142,7 +145,7 @@ impl Follower {
         let of_thread = pubsub.clone();
         let thread = std::thread::Builder::new()
             .name("sessions".into())
-            .spawn(move || runtime.block_on(follow(of_thread, clock, directory, recovered)))
+            .spawn(move || runtime.block_on(follow(of_thread, clock, directory, statistics, recovered)))
             .map_err(RecoverError::Thread)?;
         recovering.recv().map_err(|_| RecoverError::Ended)??;
         Ok(Self { pubsub, thread })
@@ -164,6 +167,7 @@ async fn follow(
     pubsub: Arc<PubSub>,
     clock: Clock,
     directory: PathBuf,
+    mut statistics: Statistics,
     recovered: std::sync::mpsc::Sender<Result<(), RecoverError>>,
 ) {
     let partitions = pubsub.followed.len() as u16;
@@ -196,6 +200,7 @@ async fn follow(
         if stopping {
             return;
         }
+        statistics.show(&pubsub);
         let pause = if failed { PAUSE_AFTER_ERROR } else { TICK };
         let _tick = tokio::time::timeout(pause, pubsub.news.notified()).await;
     }

@@ -184,12 +184,14 @@ impl Worker {
 
     pub(crate) fn enters(&self, connection: &Rc<Connection>) {
         self.connections.borrow_mut().insert(connection.id, connection.clone());
+        connection.account.enters();
         self.shared.books.metrics.connections.inc();
     }
 
     pub(crate) fn leaves(&self, connection: &Connection) {
         self.connections.borrow_mut().remove(&connection.id);
         self.shares.leave(&connection.share);
+        connection.account.leaves();
         self.shared.books.metrics.connections.dec();
         if self.connections.borrow().is_empty() {
             self.emptied.notify();

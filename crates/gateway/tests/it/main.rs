@@ -8,3 +8,4 @@ mod malformed;
 mod mqtt;
 mod revoke;
 mod shares;
+mod statistics;
