@@ -91,19 +91,27 @@ impl Broker {
         let mut state = self.partition(partition);
         match change {
             Change::Opened { key, clean, expiry_seconds, will, at } => {
-                self.open(&mut state, offset, key, clean, expiry_seconds, will, at);
+                self.open(&mut state, offset, key, clean, expiry_seconds, will, at, live);
             }
             Change::Closed { session, at, with_will, expiry_seconds } => {
                 self.close(&mut state, session, at, with_will, expiry_seconds, live);
             }
             Change::WillDue { session, at } => {
-                if let Some((tenant, session)) = state.of(session) {
+                if let Some((tenant, session)) = state.of(session)
+                    && session.life().will_at().is_some_and(|will_at| will_at <= at)
+                {
                     state.forget_deadlines(&session);
                     publish_will(&tenant, &session, at, live);
                     state.remember_deadlines(&session);
                 }
             }
             Change::Ended { session, at } => state.end(session, at, live),
+            Change::Expired { session, at } => {
+                let expires_at = state.of(session).and_then(|(_, session)| session.life().expires_at());
+                if expires_at.is_some_and(|expires_at| expires_at <= at) {
+                    state.end(session, at, live);
+                }
+            }
             Change::Subscribed { session, subscriptions, at } => {
                 if let Some((tenant, session)) = state.of(session) {
                     for (filter, subscription) in subscriptions {
@@ -150,11 +158,12 @@ impl Broker {
         expiry_seconds: u32,
         will: Option<Will>,
         at: Timestamp,
+        live: bool,
     ) {
         let tenant = self.tenant(&key.tenant);
         let mut before = tenant.session(&key);
         if clean && let Some(ended) = before.take() {
-            state.end(ended.id, at, true);
+            state.end(ended.id, at, live);
         }
         let session = before.unwrap_or_else(|| {
             let session = Session::new(SessionId::logged(offset), key, State::default());
@@ -180,6 +189,10 @@ impl Broker {
         live: bool,
     ) {
         let Some((tenant, session)) = state.of(id) else { return };
+        // Who finds a connection gone may say so after the connection itself: the first word counts.
+        if !session.is_open() {
+            return;
+        }
         state.forget_deadlines(&session);
         session.update_life(|life| {
             life.expiry_seconds = expiry_seconds.unwrap_or(life.expiry_seconds);
@@ -188,14 +201,11 @@ impl Broker {
                 life.will = None;
             }
         });
-        let (will_at, expires_at) = {
-            let held = session.lock();
-            (held.life.will_at(), held.life.expires_at())
-        };
-        if will_at.is_some_and(|will_at| will_at <= at) {
+        let life = session.life();
+        if life.will_at().is_some_and(|will_at| will_at <= at) {
             publish_will(&tenant, &session, at, live);
         }
-        if expires_at.is_some_and(|expires_at| expires_at <= at) {
+        if life.expires_at().is_some_and(|expires_at| expires_at <= at) {
             return state.end(id, at, live);
         }
         state.remember_deadlines(&session);
@@ -207,18 +217,16 @@ impl Broker {
         let due = state.deadlines.iter().take_while(|(at, ..)| *at <= now);
         due.map(|(_, session, due)| match due {
             Due::Will => Change::WillDue { session: *session, at: now },
-            Due::End => Change::Ended { session: *session, at: now },
+            Due::End => Change::Expired { session: *session, at: now },
         })
         .collect()
     }
 
-    /// The sessions whose connections ended with the run before this one, as changes to be logged.
-    pub fn abandoned(&self, partition: u16, now: Timestamp) -> Vec<Change<'static>> {
+    /// The sessions that are open, as the log has it, and have no connection here.
+    pub fn abandoned(&self, partition: u16) -> Vec<Arc<Session>> {
         let state = self.partition(partition);
-        let open =
-            state.sessions.values().filter(|(_, s)| s.lock().life.closed_at.is_none() && !s.is_connected());
-        open.map(|(_, s)| Change::Closed { session: s.id, at: now, with_will: true, expiry_seconds: None })
-            .collect()
+        let abandoned = state.sessions.values().filter(|(_, s)| !s.is_connected() && s.is_open());
+        abandoned.map(|(_, session)| session.clone()).collect()
     }
 
     pub(crate) fn partition(&self, index: u16) -> MutexGuard<'_, Partition> {
@@ -246,7 +254,7 @@ fn publish_will(tenant: &Tenant, session: &Session, now: Timestamp, live: bool) 
         publisher: Some(session.id),
         packets: Default::default(),
     };
-    tenant.distribute(&Arc::new(message), None, live);
+    tenant.publish_will(&Arc::new(message), session.id.number() ^ now.as_micros().unsigned_abs(), live);
 }
 
 impl Partition {

@@ -34,7 +34,7 @@ pub enum Change<'a> {
         /// The client changed its mind with its DISCONNECT.
         expiry_seconds: Option<u32>,
     },
-    /// The time of the will has come.
+    /// The time of the will has come. It stays unsaid if its client came back before this was logged.
     WillDue {
         session: SessionId,
         at: Timestamp,
@@ -69,6 +69,11 @@ pub enum Change<'a> {
     Released {
         session: SessionId,
         packet_id: u16,
+    },
+    /// The time has come that the session was kept for. It goes on if its client came back before this was logged.
+    Expired {
+        session: SessionId,
+        at: Timestamp,
     },
 }
 

@@ -287,3 +287,6 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

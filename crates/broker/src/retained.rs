@@ -123,3 +123,6 @@ impl Node {
         self.matching(rest, false, see);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,10 @@ impl SessionId {
     pub fn is_logged(self) -> bool {
         self.0 & Self::LIVE == 0
     }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// Whose session: every device has client ids of its own, so that no stranger takes one.
@@ -171,6 +175,11 @@ impl Session {
         self.connected.load(Relaxed)
     }
 
+    /// Whether the log says that its client is there.
+    pub(crate) fn is_open(&self) -> bool {
+        self.lock().life.closed_at.is_none()
+    }
+
     /// Whether messages of QoS 1 and 2 wait for a client that is away.
     pub fn outlives(&self) -> bool {
         self.outlives.load(Relaxed)
@@ -208,6 +217,10 @@ impl Session {
             state.woken = true;
         }
         taken
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        self.lock().life.clone()
     }
 
     pub(crate) fn update_life(&self, update: impl FnOnce(&mut Life)) {

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use dunlin_model::Timestamp;
@@ -37,6 +38,10 @@ pub struct Limits {
     /// Bytes of one tenant's retained messages.
     pub retained_bytes_max: usize,
 }
+
+/// How long retained messages are kept when they have expired, though nobody gets them: longer than a change is on
+/// its way to the log.
+const EXPIRED_KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Tenant {
@@ -88,6 +93,17 @@ struct Target<'a> {
 
 type Targets<'a> = SmallVec<[Target<'a>; 4]>;
 
+/// Who gets a message of those that share a subscription.
+#[derive(Clone, Copy)]
+enum Choice<'c> {
+    /// Whose turn it is.
+    Turn,
+    /// Who was chosen when the message was logged, by group and filter.
+    Made(&'c [(Cow<'c, str>, SessionId)]),
+    /// Who this number leads to, by what is in the log alone.
+    Seeded(u64),
+}
+
 impl Tenant {
     pub(crate) fn new(name: &str, limits: Limits) -> Self {
         Self {
@@ -106,11 +122,10 @@ impl Tenant {
     /// overtake what is on its way there.
     pub fn publish(&self, message: &Arc<Message>, in_log: bool) -> Published {
         let topics = self.read();
-        let (targets, chosen) = topics.targets(message, None);
+        let (targets, chosen) = topics.targets(message, Choice::Turn);
         let waits = |t: &Target<'_>| t.qos != Qos::AtMostOnce && t.session.outlives();
         if in_log || message.retain || targets.iter().any(waits) {
-            let is_new = || topics.retained.get(&message.topic).is_none();
-            if message.retain && !message.payload.is_empty() && is_new() && self.retained_is_full(&topics) {
+            if message.retain && !self.may_retain(&topics, message) {
                 return Published::RetainedFull;
             }
             return Published::Log { chosen };
@@ -119,9 +134,17 @@ impl Tenant {
         Published::Delivered(self.deliver(message, targets, true))
     }
 
-    fn retained_is_full(&self, topics: &Topics) -> bool {
-        topics.retained.len() >= self.limits.retained_messages_max
-            || topics.retained.size_bytes() >= self.limits.retained_bytes_max
+    /// Whether there is room for the message among the retained ones. What makes them fewer or smaller always fits.
+    fn may_retain(&self, topics: &Topics, message: &Message) -> bool {
+        let retained = &topics.retained;
+        let before = retained.get(&message.topic).map(|before| before.size_bytes());
+        let is_one_more = before.is_none() && !message.payload.is_empty();
+        if is_one_more && retained.len() >= self.limits.retained_messages_max {
+            return false;
+        }
+        let (before, bytes) = (before.unwrap_or(0), message.size_bytes());
+        let all_bytes = (retained.size_bytes() - before).saturating_add(bytes);
+        message.payload.is_empty() || bytes <= before || all_bytes <= self.limits.retained_bytes_max
     }
 
     /// Says something about the tenant to whoever has subscribed, now or later, unless it was what was said last.
@@ -141,7 +164,7 @@ impl Tenant {
                 publisher: None,
                 packets: Default::default(),
             });
-            let (targets, _) = topics.targets(&message, None);
+            let (targets, _) = topics.targets(&message, Choice::Turn);
             self.deliver(&message, targets, true);
             message
         };
@@ -152,27 +175,31 @@ impl Tenant {
     pub(crate) fn apply_published(&self, publication: &Publication<'_>, live: bool) {
         self.published.fetch_add(1, Relaxed);
         let message = Arc::new(publication.message());
-        self.distribute(&message, Some(&publication.chosen), live);
+        self.distribute(&message, Choice::Made(&publication.chosen), live);
+        if message.retain {
+            self.retain(&message);
+        }
     }
 
-    /// Gives out a message, and retains it if it says so.
-    pub(crate) fn distribute(
-        &self,
-        message: &Arc<Message>,
-        chosen: Option<&[(Cow<'_, str>, SessionId)]>,
-        live: bool,
-    ) {
-        {
-            let topics = self.read();
-            let (targets, _) = topics.targets(message, chosen);
-            self.deliver(message, targets, live);
+    /// A will. Nobody hears of it if there is no room to retain it; it is given out all the same.
+    pub(crate) fn publish_will(&self, message: &Arc<Message>, seed: u64, live: bool) {
+        self.distribute(message, Choice::Seeded(seed), live);
+        if message.retain && self.may_retain(&self.read(), message) {
+            self.retain(message);
         }
-        if message.retain {
-            let mut topics = self.write();
-            match message.payload.is_empty() {
-                true => topics.retained.clear(&message.topic),
-                false => topics.retained.set(message.clone()),
-            }
+    }
+
+    fn distribute(&self, message: &Arc<Message>, choice: Choice<'_>, live: bool) {
+        let topics = self.read();
+        let (targets, _) = topics.targets(message, choice);
+        self.deliver(message, targets, live);
+    }
+
+    fn retain(&self, message: &Arc<Message>) {
+        let mut topics = self.write();
+        match message.payload.is_empty() {
+            true => topics.retained.clear(&message.topic),
+            false => topics.retained.set(message.clone()),
         }
     }
 
@@ -221,7 +248,8 @@ impl Tenant {
         let is_new = {
             let mut state = session.lock();
             let known = state.subscriptions.contains_key(text);
-            if !known && state.subscriptions.len() >= self.limits.session_subscriptions_max {
+            // What is in a log or a snapshot was within the bound when it was granted.
+            if live && !known && state.subscriptions.len() >= self.limits.session_subscriptions_max {
                 return Subscribing::TooMany;
             }
             state.subscriptions.insert(text.into(), subscription);
@@ -332,7 +360,8 @@ impl Tenant {
 
     pub(crate) fn all_retained(&self, now: Timestamp) -> Vec<Arc<Message>> {
         let mut topics = self.write();
-        topics.retained.expire(now);
+        // What is logged next may be older than `now`, and finds what it would have found then.
+        topics.retained.expire(now - EXPIRED_KEPT);
         let mut all = Vec::with_capacity(topics.retained.len());
         topics.retained.each(&mut |message| all.push(message.clone()));
         all
@@ -365,7 +394,7 @@ impl Topics {
     fn targets<'a>(
         &'a self,
         message: &Message,
-        chosen: Option<&[(Cow<'_, str>, SessionId)]>,
+        choice: Choice<'_>,
     ) -> (Targets<'a>, Vec<(String, SessionId)>) {
         let mut leaves: SmallVec<[&Leaf; 4]> = SmallVec::new();
         self.tree.visit(&message.topic, &mut |leaf| leaves.push(leaf));
@@ -378,9 +407,12 @@ impl Topics {
         }
         let mut turns = Vec::new();
         for group in leaves.iter().flat_map(|leaf| leaf.groups()) {
-            let member = match chosen {
-                None => group.choose().inspect(|m| turns.push((group.name.to_string(), m.session.id))),
-                Some(chosen) => {
+            let member = match choice {
+                Choice::Turn => {
+                    group.choose().inspect(|m| turns.push((group.name.to_string(), m.session.id)))
+                }
+                Choice::Seeded(seed) => group.choose_by_log(seed),
+                Choice::Made(chosen) => {
                     let of_group = chosen.iter().find(|(name, _)| **name == *group.name);
                     of_group.and_then(|(_, id)| group.members.get(id))
                 }

@@ -31,6 +31,7 @@ struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Leaf {
     pub(crate) subscribers: Subscribers,
+    /// By name, so that who is in several gets its copies in one order, whenever it subscribed.
     groups: Vec<Group>,
 }
 
@@ -166,29 +167,27 @@ impl Leaf {
     }
 
     fn group(&mut self, name: &str) -> &mut Subscribers {
-        let at = match self.groups.iter().position(|group| &*group.name == name) {
-            Some(at) => at,
-            None => {
-                self.groups.push(Group {
-                    name: name.into(),
-                    members: Subscribers::default(),
-                    turn: AtomicUsize::new(0),
-                });
-                self.groups.len() - 1
-            }
-        };
+        let at = self.place(name).unwrap_or_else(|at| {
+            let (name, members) = (name.into(), Subscribers::default());
+            self.groups.insert(at, Group { name, members, turn: AtomicUsize::new(0) });
+            at
+        });
         &mut self.groups[at].members
     }
 
     fn remove(&mut self, group: Option<&str>, id: SessionId) -> bool {
         let Some(name) = group else { return self.subscribers.swap_remove(&id).is_some() };
-        let Some(at) = self.groups.iter().position(|group| &*group.name == name) else { return false };
+        let Ok(at) = self.place(name) else { return false };
         let members = &mut self.groups[at].members;
         let removed = members.swap_remove(&id).is_some();
         if members.is_empty() {
-            self.groups.swap_remove(at);
+            self.groups.remove(at);
         }
         removed
+    }
+
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.groups.binary_search_by(|group| (*group.name).cmp(name))
     }
 
     pub(crate) fn groups(&self) -> &[Group] {
@@ -205,7 +204,22 @@ impl Group {
         let connected = (0..count).filter_map(nth).find(|member| member.session.is_connected());
         connected.or_else(|| if count == 0 { None } else { nth(0) })
     }
+
+    /// The member that `seed` leads to, as every run of the same log finds it: so of those that are in the log, one
+    /// that is open, if there are any.
+    pub(crate) fn choose_by_log(&self, seed: u64) -> Option<&Subscriber> {
+        let mut logged: Vec<&Subscriber> =
+            self.members.values().filter(|member| member.session.id.is_logged()).collect();
+        if logged.is_empty() {
+            return self.choose();
+        }
+        if logged.iter().any(|member| member.session.is_open()) {
+            logged.retain(|member| member.session.is_open());
+        }
+        logged.sort_by_key(|member| member.session.id);
+        Some(logged[(seed % logged.len() as u64) as usize])
+    }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

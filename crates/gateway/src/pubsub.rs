@@ -1,7 +1,7 @@
 //! Pub/sub and the log: what must survive a crash is appended to the `sessions` topic, and applied from there.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
@@ -12,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits};
+use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits, Session, SessionId};
 use dunlin_journal::{AppendError, Batch, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{Clock, chain};
 use tokio::sync::{Notify, oneshot};
 
-use crate::statistics::Statistics;
+use crate::{sessions::Sessions, statistics::Statistics};
 
 /// As whom the journal knows how far the snapshots are.
 const CONSUMER: &str = "sessions";
@@ -25,6 +25,8 @@ const READ_BYTES_MAX: usize = 1 << 20;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// How often wills and expiries are looked for.
 const TICK: Duration = Duration::from_millis(500);
+/// How often sessions are looked for that are open and have no connection.
+const SWEEP: Duration = Duration::from_secs(30);
 /// A snapshot is written after so many records, or after so long if there were any.
 const SNAPSHOT_AFTER_RECORDS: u64 = 200_000;
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(60);
@@ -50,6 +52,8 @@ pub enum RecoverError {
 #[derive(Debug)]
 pub(crate) struct PubSub {
     pub(crate) broker: Broker,
+    /// Which connection has which client id.
+    pub(crate) seats: Sessions,
     journal: Arc<dyn Journal>,
     followed: Box<[Followed]>,
     /// Something was appended, or the end has come.
@@ -73,6 +77,18 @@ pub(crate) struct Follower {
 }
 
 impl PubSub {
+    fn new(journal: Arc<dyn Journal>, limits: Limits) -> Self {
+        let partitions = journal.partitions(Topic::Sessions);
+        Self {
+            broker: Broker::new(partitions, limits),
+            seats: Sessions::default(),
+            journal,
+            followed: (0..partitions).map(|_| Followed::default()).collect(),
+            news: Notify::new(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn partition_of(&self, tenant: &str) -> Partition {
         Partition::new(Topic::Sessions, self.broker.partition_of(tenant))
     }
@@ -129,14 +145,7 @@ impl Follower {
         limits: Limits,
         statistics: Statistics,
     ) -> Result<Self, RecoverError> {
-        let partitions = journal.partitions(Topic::Sessions);
-        let pubsub = Arc::new(PubSub {
-            broker: Broker::new(partitions, limits),
-            journal,
-            followed: (0..partitions).map(|_| Followed::default()).collect(),
-            news: Notify::new(),
-            stopping: AtomicBool::new(false),
-        });
+        let pubsub = Arc::new(PubSub::new(journal, limits));
         let (recovered, recovering) = std::sync::mpsc::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -182,11 +191,12 @@ async fn follow(
             }
         }
     }
-    let _gone = recovered.send(Ok(()));
-    // Nobody is connected yet who was connected then.
+    // Nobody is connected yet who was connected then, and nobody may be before this has its place in the log.
     for place in &mut places {
-        place.abandoned = pubsub.broker.abandoned(place.at.index, clock.now());
+        let abandoned = pubsub.broker.abandoned(place.at.index);
+        place.log(&pubsub, abandoned.iter().map(|session| closed(session, &clock)).collect()).await;
     }
+    let _gone = recovered.send(Ok(()));
     loop {
         let stopping = pubsub.stopping.load(Acquire);
         let mut failed = false;
@@ -216,7 +226,9 @@ struct Place {
     kept: u64,
     kept_when: Instant,
     ticked: Instant,
-    abandoned: Vec<Change<'static>>,
+    swept: Instant,
+    /// Those that the last sweep found open and without a connection.
+    abandoned: BTreeSet<SessionId>,
 }
 
 impl Place {
@@ -239,18 +251,23 @@ impl Place {
             tracing::error!(partition = %at, from, oldest = %extent.oldest, "changes of sessions were deleted before they were in a snapshot");
         }
         let position = from.clamp(extent.oldest.0, extent.next.0);
-        let now = Instant::now();
+        let (now, abandoned) = (Instant::now(), BTreeSet::new());
         let mut place =
-            Self { at, position, path, kept: position, kept_when: now, ticked: now, abandoned: Vec::new() };
+            Self { at, position, path, kept: position, kept_when: now, ticked: now, swept: now, abandoned };
         while place.read(pubsub, false).await? {}
         Ok(place)
     }
 
     async fn step(&mut self, pubsub: &PubSub, clock: &Clock) -> Result<(), ReadError> {
         while self.read(pubsub, true).await? {}
-        if self.ticked.elapsed() >= TICK || !self.abandoned.is_empty() {
+        if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
-            self.let_time_pass(pubsub, clock).await;
+            let due = pubsub.broker.due(self.at.index, clock.now());
+            self.log(pubsub, due).await;
+            if self.swept.elapsed() >= SWEEP {
+                self.swept = Instant::now();
+                self.sweep(pubsub, clock).await;
+            }
             while self.read(pubsub, true).await? {}
         }
         Ok(())
@@ -276,21 +293,38 @@ impl Place {
         Ok(!stretch.is_empty())
     }
 
-    /// Logs what time has brought. What the journal does not take now comes again.
-    async fn let_time_pass(&mut self, pubsub: &PubSub, clock: &Clock) {
-        let due = pubsub.broker.due(self.at.index, clock.now());
-        let changes = self.abandoned.iter().chain(&due);
+    /// Closes the sessions whose connection has ended without a word in the log: its handshake was cut short, or the
+    /// journal did not take the word. They are found twice before, so that a word on its way has come.
+    async fn sweep(&mut self, pubsub: &PubSub, clock: &Clock) {
+        let found_before = std::mem::take(&mut self.abandoned);
+        let (mut seats, mut changes) = (Vec::new(), Vec::new());
+        for session in pubsub.broker.abandoned(self.at.index) {
+            // Whoever has the client id is on the way in or out. Nobody comes in before this has its place in the log.
+            let Some(seat) = pubsub.seats.hold(&session.key) else { continue };
+            if found_before.contains(&session.id) {
+                changes.push(closed(&session, clock));
+                seats.push(seat);
+            } else {
+                self.abandoned.insert(session.id);
+            }
+        }
+        let logged = self.log(pubsub, changes);
+        drop(seats);
+        logged.await;
+    }
+
+    /// Logs what the server itself has found out; it has its place in the log when this returns. What the journal
+    /// does not take is found again.
+    fn log(&self, pubsub: &PubSub, changes: Vec<Change<'static>>) -> impl Future<Output = ()> + use<> {
         let mut batch = Batch::default();
         for change in changes {
             batch.push_with(|out| change.encode(out));
         }
-        if batch.is_empty() {
-            return;
-        }
-        match pubsub.journal.append(self.at, batch).await {
-            Ok(_) => self.abandoned.clear(),
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "wills and expiries of sessions wait for the journal");
+        let appending = (!batch.is_empty()).then(|| pubsub.journal.append(self.at, batch));
+        async move {
+            let Some(appending) = appending else { return };
+            if let Err(error) = appending.await {
+                tracing::warn!(error = chain(&error), "wills and ends of sessions wait for the journal");
             }
         }
     }
@@ -316,6 +350,11 @@ impl Place {
     }
 }
 
+/// The connection is gone and has left no word.
+fn closed(session: &Session, clock: &Clock) -> Change<'static> {
+    Change::Closed { session: session.id, at: clock.now(), with_will: true, expiry_seconds: None }
+}
+
 /// The file is whole or as it was, also after a power cut.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
@@ -327,3 +366,6 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&fresh, path)?;
     std::fs::File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,6 +102,17 @@ impl Sessions {
         }
     }
 
+    /// Holds the client id if no connection has it; one that asks meanwhile waits.
+    pub(crate) fn hold(&self, key: &SessionKey) -> Option<Held> {
+        let homes = &mut self.lock().homes;
+        if homes.contains_key(key) {
+            return None;
+        }
+        let (worker, _nobody) = mpsc::unbounded_channel();
+        homes.insert(key.clone(), Home { connection: Held::CONNECTION, worker, ending: None, next: None });
+        Some(Held { sessions: self.clone(), key: key.clone() })
+    }
+
     /// Why the connection is to end, if it is: its worker may have been told before it knew the connection.
     pub(crate) fn ending(&self, key: &SessionKey, connection: u64) -> Option<Ending> {
         let state = self.lock();
@@ -148,6 +159,24 @@ impl Home {
             // A worker that has stopped has no connections left.
             let _stopped = self.worker.send(Order::Finish { connection: self.connection, ending });
         }
+    }
+}
+
+/// A client id that no connection has; given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    sessions: Sessions,
+    key: SessionKey,
+}
+
+impl Held {
+    /// The ids of connections begin at 1.
+    const CONNECTION: u64 = 0;
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.sessions.leave(&self.key, Self::CONNECTION, Last::Nothing);
     }
 }
 

@@ -68,7 +68,7 @@ impl Shared {
             directory,
             clock,
             books,
-            sessions: Sessions::default(),
+            sessions: pubsub.seats.clone(),
             pubsub,
             workers: Mutex::default(),
             connections: AtomicUsize::new(0),

@@ -1,0 +1,9 @@
+//! The state machine from outside: changes in, deliveries out.
+
+mod world; // a broker, its log, its clients
+
+mod replay; // the log alone brings everything back
+mod retained;
+mod sessions; // openings, ends, wills, repetitions
+mod shared;
+mod subscriptions;
