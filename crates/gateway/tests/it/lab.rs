@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use dunlin_gateway::{Account, Admitted, ChildAnswer, Config, Denied, Directory, Gateway};
+use dunlin_gateway::{Account, Admitted, ChildAnswer, Config, Denied, Directory, Gateway, StartError};
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
     ReadError, Topic,
@@ -221,11 +221,28 @@ impl Lab {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let journal = Arc::new(GatedJournal::new());
+        let sessions = tempfile::tempdir().unwrap();
+        Self::on(config, Arc::new(GatedJournal::new()), sessions).await.unwrap()
+    }
+
+    /// A gateway on the journal and nothing else, as after a crash of this one, which knows nothing of it. What this
+    /// one does from here on must not matter: its connections are to be kept until the test is over.
+    pub(crate) async fn crashed(&self) -> Self {
+        self.crashed_with(tempfile::tempdir().unwrap()).await.unwrap()
+    }
+
+    pub(crate) async fn crashed_with(&self, sessions: tempfile::TempDir) -> Result<Self, StartError> {
+        Self::on(Config { workers: 2, ..Config::default() }, self.journal.clone(), sessions).await
+    }
+
+    async fn on(
+        config: Config,
+        journal: Arc<GatedJournal>,
+        sessions: tempfile::TempDir,
+    ) -> Result<Self, StartError> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut registry = Registry::default();
         let directory = Arc::new(Names::default());
-        let sessions = tempfile::tempdir().unwrap();
         let gateway = Gateway::start(
             config,
             listener,
@@ -234,13 +251,12 @@ impl Lab {
             clock(),
             sessions.path().into(),
             &mut registry,
-        )
-        .unwrap();
+        )?;
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Self { gateway, journal, directory, http, registry, sessions }
+        Ok(Self { gateway, journal, directory, http, registry, sessions })
     }
 
     /// A panic costs its own connection; the metrics tell on it.
@@ -404,7 +420,7 @@ pub(crate) fn connack_code(packet: &[u8]) -> u8 {
     packet[3]
 }
 
-fn text(s: &str) -> Vec<u8> {
+pub(crate) fn text(s: &str) -> Vec<u8> {
     let mut out = (s.len() as u16).to_be_bytes().to_vec();
     out.extend_from_slice(s.as_bytes());
     out

@@ -6,6 +6,7 @@ mod accounts;
 mod http;
 mod malformed;
 mod mqtt;
+mod pubsub;
 mod revoke;
 mod shares;
 mod statistics;
