@@ -38,6 +38,117 @@ pub struct Config {
     pub time: TimePolicy,
     /// Subscriptions, retained messages and sessions.
     pub pubsub: PubSubConfig,
+    /// What clients may do before they are let in.
+    pub guard: GuardConfig,
+}
+
+/// What clients may do before they are let in. An address is an IPv4 address or the /64 of an IPv6 one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuardConfig {
+    /// Addresses that are remembered, and credentials that failed; those not seen for longest are forgotten.
+    pub addresses_max: usize,
+    /// Clients that were let in and are remembered; those not seen for longest are forgotten.
+    pub clients_max: usize,
+    /// Connections of which nobody knows yet whose they are. One address holds at most as many as are left.
+    pub half_open_max: usize,
+    /// Connects a second of one address, after a burst.
+    pub address_connects_per_second_max: u32,
+    pub address_connects_burst_max: u32,
+    /// Connects a second of all clients, after a burst. The surplus waits or is told to come back.
+    pub connects_per_second_max: u32,
+    pub connects_burst_max: u32,
+    /// How long a connect may wait for its turn; never more than half of `handshake_seconds_max`.
+    pub connect_wait_millis_max: u32,
+    /// A client (id and credential at an address) that connects more often is banned for a while.
+    pub client_connects_per_minute_max: u32,
+    pub client_ban_seconds: u32,
+    /// How often one credential may fail at an address before there is a pause after each failure.
+    pub credential_failures_free: u32,
+    /// How many credentials may fail at an address before there is a pause for clients that were never let in there.
+    pub address_failures_free: u32,
+    /// Pauses begin at a second and double up to this.
+    pub failure_pause_seconds_max: u32,
+    /// In this time half of the failures are forgotten.
+    pub failures_half_life_seconds: u32,
+    /// TLS handshakes at the same time; half of them for one address.
+    pub tls_handshakes_max: usize,
+    /// TLS handshakes that wait for their turn. One address holds at most as many places as are left.
+    pub tls_handshakes_waiting_max: usize,
+    /// How long a TLS handshake may wait for its turn; never more than half of `handshake_seconds_max`.
+    pub tls_handshake_wait_millis_max: u32,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        Self {
+            addresses_max: 100_000,
+            clients_max: 200_000,
+            half_open_max: 32_000,
+            address_connects_per_second_max: 5_000,
+            address_connects_burst_max: 20_000,
+            connects_per_second_max: 10_000,
+            connects_burst_max: 20_000,
+            connect_wait_millis_max: 2_000,
+            client_connects_per_minute_max: 100,
+            client_ban_seconds: 60,
+            credential_failures_free: 5,
+            address_failures_free: 100,
+            failure_pause_seconds_max: 60,
+            failures_half_life_seconds: 600,
+            tls_handshakes_max: 1_024,
+            tls_handshakes_waiting_max: 16_000,
+            tls_handshake_wait_millis_max: 5_000,
+        }
+    }
+}
+
+/// More is a mistake.
+const GUARD_COUNT_MAX: u64 = 100_000_000;
+/// A second has so many microseconds, and a clock nothing finer.
+const CONNECTS_PER_SECOND_MAX: u64 = 1_000_000;
+const GUARD_WAIT_MILLIS_MAX: u64 = 3_600_000;
+const GUARD_SECONDS_MAX: u64 = 7 * 24 * 3_600;
+
+impl GuardConfig {
+    /// With waits that leave half of the time that a handshake may take.
+    pub(crate) fn within(&self, handshake_seconds_max: u16) -> Self {
+        let most = u32::from(handshake_seconds_max) * 500;
+        Self {
+            connect_wait_millis_max: self.connect_wait_millis_max.min(most),
+            tls_handshake_wait_millis_max: self.tls_handshake_wait_millis_max.min(most),
+            ..self.clone()
+        }
+    }
+
+    fn check(&self) -> Result<(), InvalidConfig> {
+        #[rustfmt::skip]
+        let bounds = [
+            ("guard.addresses_max", self.addresses_max as u64, 2, GUARD_COUNT_MAX),
+            ("guard.clients_max", self.clients_max as u64, 2, GUARD_COUNT_MAX),
+            ("guard.half_open_max", self.half_open_max as u64, 2, GUARD_COUNT_MAX),
+            ("guard.address_connects_per_second_max", self.address_connects_per_second_max.into(), 1, CONNECTS_PER_SECOND_MAX),
+            ("guard.address_connects_burst_max", self.address_connects_burst_max.into(), 1, GUARD_COUNT_MAX),
+            ("guard.connects_per_second_max", self.connects_per_second_max.into(), 1, CONNECTS_PER_SECOND_MAX),
+            ("guard.connects_burst_max", self.connects_burst_max.into(), 1, GUARD_COUNT_MAX),
+            ("guard.connect_wait_millis_max", self.connect_wait_millis_max.into(), 0, GUARD_WAIT_MILLIS_MAX),
+            ("guard.client_connects_per_minute_max", self.client_connects_per_minute_max.into(), 1, GUARD_COUNT_MAX),
+            ("guard.client_ban_seconds", self.client_ban_seconds.into(), 0, GUARD_SECONDS_MAX),
+            ("guard.credential_failures_free", self.credential_failures_free.into(), 0, GUARD_COUNT_MAX),
+            ("guard.address_failures_free", self.address_failures_free.into(), 0, GUARD_COUNT_MAX),
+            ("guard.failure_pause_seconds_max", self.failure_pause_seconds_max.into(), 0, GUARD_SECONDS_MAX),
+            ("guard.failures_half_life_seconds", self.failures_half_life_seconds.into(), 1, GUARD_SECONDS_MAX),
+            ("guard.tls_handshakes_max", self.tls_handshakes_max as u64, 1, GUARD_COUNT_MAX),
+            ("guard.tls_handshakes_waiting_max", self.tls_handshakes_waiting_max as u64, 0, GUARD_COUNT_MAX),
+            ("guard.tls_handshake_wait_millis_max", self.tls_handshake_wait_millis_max.into(), 0, GUARD_WAIT_MILLIS_MAX),
+        ];
+        match bounds.into_iter().find(|(_, found, least, most)| !(least..=most).contains(&found)) {
+            None => Ok(()),
+            Some((field, found, least, most)) => {
+                Err(InvalidConfig { field, must: format!("from {least} to {most}, not {found}") })
+            }
+        }
+    }
 }
 
 /// What pub/sub may take, tenant by tenant.
@@ -108,6 +219,7 @@ impl Default for Config {
             drain_seconds_max: 10,
             time: TimePolicy::default(),
             pubsub: PubSubConfig::default(),
+            guard: GuardConfig::default(),
         }
     }
 }
@@ -148,7 +260,7 @@ impl Config {
             Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
                 wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))
             }
-            _ => Ok(()),
+            Self { guard, .. } => guard.check(),
         }
     }
 
@@ -162,5 +274,33 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             n => n,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_without_sense_is_named() {
+        Config::default().check().unwrap();
+        let guards = [
+            GuardConfig { connects_per_second_max: 0, ..<_>::default() },
+            GuardConfig { address_connects_burst_max: 0, ..<_>::default() },
+            GuardConfig { half_open_max: 1, ..<_>::default() },
+            GuardConfig { failures_half_life_seconds: 0, ..<_>::default() },
+            GuardConfig { client_ban_seconds: u32::MAX, ..<_>::default() },
+        ];
+        let said = guards.map(|guard| Config { guard, ..Config::default() }.check().unwrap_err().to_string());
+        assert_eq!(said[0], "gateway.guard.connects_per_second_max must be from 1 to 1000000, not 0");
+        assert_eq!(said[2], "gateway.guard.half_open_max must be from 2 to 100000000, not 1");
+        assert!(said.iter().all(|said| said.starts_with("gateway.guard.")), "{said:?}");
+    }
+
+    #[test]
+    fn waits_end_before_the_handshake_does() {
+        let guard = GuardConfig::default().within(1);
+        assert_eq!((guard.connect_wait_millis_max, guard.tls_handshake_wait_millis_max), (500, 500));
+        assert_eq!(GuardConfig::default().within(10), GuardConfig::default());
     }
 }

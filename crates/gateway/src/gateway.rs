@@ -113,6 +113,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(registry, &accounts, sessions.pubsub()));
         let books = Books { accounts, arrivals: Arrivals::default(), metrics };
         let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
+        shared.guard.register(registry);
 
         let (started, starting) = mpsc::channel();
         let workers = shared.clone();

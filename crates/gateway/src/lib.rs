@@ -7,6 +7,8 @@ mod config; // limits and times
 mod directory; // who may come in: asked here, answered elsewhere
 mod gateway; // start and stop
 
+mod guard; // who comes too often, or with credentials that are none
+
 mod connection; // what one device has not been told yet
 mod delivery; // from a session to its connection
 mod mqtt; // the path of an MQTT reading
@@ -32,7 +34,7 @@ mod logs;
 mod metrics;
 
 pub use account::{Account, Accounts};
-pub use config::{Config, InvalidConfig, PubSubConfig};
+pub use config::{Config, GuardConfig, InvalidConfig, PubSubConfig};
 pub use decode::{Entries, Entry, Fault, decode};
 pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Gateway, GatewayView, StartError};

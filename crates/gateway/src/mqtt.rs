@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
     panic::AssertUnwindSafe,
     rc::Rc,
@@ -17,10 +18,13 @@ use dunlin_broker::{
 };
 use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
-use futures::FutureExt;
+use futures::{
+    FutureExt,
+    future::{Either, select},
+};
 use ntex::{
-    io::{Io, RecvError},
-    time::{Seconds, timeout_checked},
+    io::{Io, RecvError, types::PeerAddr},
+    time::{Seconds, sleep, timeout_checked},
     util::{ByteString, Bytes},
 };
 use ntex_mqtt::{QoS, error::DecodeError};
@@ -31,6 +35,7 @@ use crate::{
     connection::{Connection, Parts, Refusal},
     decode::Fault,
     directory::{self, Admitted, Denied},
+    guard::{Arrival, TurnedAway, Visitor},
     record::{self, Delivery, Origin, Refused},
     sessions::{Ending, Entry, Last, Sessions},
     topic::{Route, child_name},
@@ -58,19 +63,34 @@ const PACKET_PROGRESS_BYTES_MIN: usize = 4 << 10;
 pub(crate) async fn serve(io: Io, worker: Rc<Worker>) {
     use std::sync::atomic::Ordering::Relaxed;
     let open = worker.shared.connections.fetch_add(1, Relaxed);
-    if open >= worker.shared.config.connections_max || worker.is_leaving() {
-        worker.shared.books.metrics.connect("too_many");
-        io.terminate();
-    } else {
-        greet(&io, &worker).await;
-        let _gone = io.shutdown().await;
+    let has_room = open < worker.shared.config.connections_max && !worker.is_leaving();
+    let arrival = match has_room {
+        true => worker.shared.guard.arrive(client_address(&io)).map_err(TurnedAway::outcome),
+        false => Err("too_many"),
+    };
+    match arrival {
+        Ok(arrival) => {
+            greet(&io, &worker, arrival).await;
+            let _gone = io.shutdown().await;
+        }
+        Err(outcome) => {
+            worker.shared.books.metrics.connect(outcome);
+            io.terminate();
+        }
     }
     worker.shared.connections.fetch_sub(1, Relaxed);
 }
 
-async fn greet(io: &Io, worker: &Rc<Worker>) {
+/// Whoever cannot be told from others shares one address with them.
+fn client_address(io: &Io) -> IpAddr {
+    io.query::<PeerAddr>().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip())
+}
+
+async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
-    let shaken = timeout_checked(patience, AssertUnwindSafe(handshake(io, worker)).catch_unwind()).await;
+    let address = arrival.address();
+    let shaken =
+        timeout_checked(patience, AssertUnwindSafe(handshake(io, worker, arrival)).catch_unwind()).await;
     let outcome = match shaken {
         Ok(Ok(Ok(client))) => {
             worker.shared.books.metrics.connect("accepted");
@@ -82,7 +102,7 @@ async fn greet(io: &Io, worker: &Rc<Worker>) {
     };
     worker.shared.books.metrics.connect(outcome);
     if worker.logs.allow() {
-        tracing::info!(outcome, "connect refused");
+        tracing::info!(outcome, %address, "connect refused");
     }
 }
 
@@ -105,7 +125,7 @@ struct Child {
 }
 
 /// Lets a client in, or says why not; then it is one word for the metrics.
-async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str> {
+async fn handshake(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Result<Client, &'static str> {
     let version = match io.recv(&Greeting).await {
         Ok(Some(version)) => version,
         Err(ntex::util::Either::Left(DecodeError::UnsupportedProtocolLevel)) => {
@@ -129,10 +149,24 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str>
         }
         Ok(Some(_)) | Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
+    let visitor =
+        match arrival.introduce(&connect.client_id, connect.user_name.as_deref().unwrap_or_default()) {
+            Ok(visitor) => visitor,
+            Err(turned_away) => return Err(turn_away(&wire, turned_away.into(), turned_away.outcome())),
+        };
+    if !has_its_turn(io, &visitor).await {
+        return Err("gone");
+    }
     let plan = match take_seat(worker, connect).await {
         Ok(plan) => plan,
-        Err((why, outcome)) => return Err(turn_away(&wire, why, outcome)),
+        Err((why, outcome)) => {
+            if why == Unwelcome::BadCredentials {
+                visitor.failed();
+            }
+            return Err(turn_away(&wire, why, outcome));
+        }
     };
+    visitor.admitted();
     let ending = plan.seat.ending();
     if ending.is_some() || worker.is_leaving() {
         plan.give_up(worker).await;
@@ -143,6 +177,28 @@ async fn handshake(io: &Io, worker: &Rc<Worker>) -> Result<Client, &'static str>
         });
     }
     Ok(enter(io, worker, wire, plan))
+}
+
+/// Waits for the client's turn; false if it leaves before.
+async fn has_its_turn(io: &Io, visitor: &Visitor) -> bool {
+    let wait = visitor.wait();
+    if wait.is_zero() {
+        return true;
+    }
+    let gone = io.on_disconnect();
+    let turn = sleep(wait);
+    futures::pin_mut!(gone, turn);
+    matches!(select(gone, turn).await, Either::Right(_))
+}
+
+impl From<TurnedAway> for Unwelcome {
+    fn from(why: TurnedAway) -> Self {
+        match why {
+            TurnedAway::AddressRate => Self::Rate,
+            TurnedAway::Banned => Self::Banned,
+            TurnedAway::HalfOpen | TurnedAway::Busy | TurnedAway::BackOff => Self::Busy,
+        }
+    }
 }
 
 async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {

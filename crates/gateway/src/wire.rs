@@ -135,6 +135,12 @@ pub(crate) enum Unwelcome {
     WillTopic,
     /// The tenant has as many sessions as it may.
     Quota,
+    /// Come back later.
+    Busy,
+    /// This address connects too often.
+    Rate,
+    /// This client connects too often.
+    Banned,
 }
 
 /// What became of one filter of a SUBSCRIBE.
@@ -246,7 +252,11 @@ impl Wire {
             Codec::V3(_) => {
                 let code = match why {
                     Unwelcome::BadCredentials | Unwelcome::AuthMethod => 5,
-                    Unwelcome::Unavailable | Unwelcome::Quota => 3,
+                    Unwelcome::Unavailable
+                    | Unwelcome::Quota
+                    | Unwelcome::Busy
+                    | Unwelcome::Rate
+                    | Unwelcome::Banned => 3,
                     Unwelcome::WillTopic => 2,
                     Unwelcome::ClientId => 2,
                 };
@@ -260,6 +270,9 @@ impl Wire {
                     Unwelcome::AuthMethod => R::BadAuthenticationMethod,
                     Unwelcome::WillTopic => R::TopicNameInvalid,
                     Unwelcome::Quota => R::QuotaExceeded,
+                    Unwelcome::Busy => R::ServerBusy,
+                    Unwelcome::Rate => R::ConnectionRateExceeded,
+                    Unwelcome::Banned => R::Banned,
                 };
                 let ack = v5::codec::ConnectAck { reason_code, ..v5::codec::ConnectAck::default() };
                 self.write_v5(v5::codec::Packet::ConnectAck(Box::new(ack)), out);

@@ -22,6 +22,7 @@ use crate::{
     connection::{Connection, Connections},
     delivery::Inbox,
     directory::{Admitted, Directory},
+    guard::Guard,
     http::HttpRoom,
     logs::LogBudget,
     metrics::Books,
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) clock: Clock,
     pub(crate) books: Books,
+    pub(crate) guard: Guard,
     pub(crate) sessions: Sessions,
     pub(crate) pubsub: Arc<PubSub>,
     pub(crate) workers: Mutex<BTreeMap<usize, Orders>>,
@@ -61,6 +63,7 @@ impl Shared {
         books: Books,
     ) -> Self {
         let http_room = HttpRoom::new(&config);
+        let guard = Guard::new(config.guard.within(config.handshake_seconds_max), clock.clone());
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
             config,
@@ -68,6 +71,7 @@ impl Shared {
             directory,
             clock,
             books,
+            guard,
             sessions: pubsub.seats.clone(),
             pubsub,
             workers: Mutex::default(),

@@ -221,8 +221,12 @@ impl Lab {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
+        Self::timed(config, clock()).await
+    }
+
+    pub(crate) async fn timed(config: Config, clock: Clock) -> Self {
         let sessions = tempfile::tempdir().unwrap();
-        Self::on(config, Arc::new(GatedJournal::new()), sessions).await.unwrap()
+        Self::on(config, clock, Arc::new(GatedJournal::new()), sessions).await.unwrap()
     }
 
     /// A gateway on the journal and nothing else, as after a crash of this one, which knows nothing of it. What this
@@ -232,11 +236,13 @@ impl Lab {
     }
 
     pub(crate) async fn crashed_with(&self, sessions: tempfile::TempDir) -> Result<Self, StartError> {
-        Self::on(Config { workers: 2, ..Config::default() }, self.journal.clone(), sessions).await
+        let config = Config { workers: 2, ..Config::default() };
+        Self::on(config, clock(), self.journal.clone(), sessions).await
     }
 
     async fn on(
         config: Config,
+        clock: Clock,
         journal: Arc<GatedJournal>,
         sessions: tempfile::TempDir,
     ) -> Result<Self, StartError> {
@@ -248,7 +254,7 @@ impl Lab {
             listener,
             journal.clone(),
             directory.clone(),
-            clock(),
+            clock,
             sessions.path().into(),
             &mut registry,
         )?;
@@ -265,6 +271,14 @@ impl Lab {
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         let told: Vec<&str> = text.lines().filter(|line| line.contains("panicked")).collect();
         assert!(told.is_empty(), "{told:?}");
+    }
+
+    /// What the metrics say of one series.
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
     }
 
     /// MQTT, decoded and not yet durable.
@@ -336,6 +350,15 @@ impl Lab {
         Client(stream)
     }
 
+    /// A client at another address of this machine.
+    pub(crate) async fn client_at(&self, address: &str) -> Client {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
+        let stream = socket.connect(self.gateway.mqtt_address()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client(stream)
+    }
+
     pub(crate) async fn connected(&self, version: u8, token: &str) -> Client {
         let mut client = self.client().await;
         client.send(&connect(version, token, token)).await;
@@ -374,6 +397,14 @@ impl Client {
     /// Sends even if the other side has closed.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
         let _closed = self.0.write_all(bytes).await;
+    }
+
+    /// Whether the server has closed, having said nothing.
+    pub(crate) fn is_over(&self) -> bool {
+        match self.0.try_read(&mut [0; 1]) {
+            Ok(bytes) => bytes == 0,
+            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+        }
     }
 
     /// The next packet, whole; `None` when the server has closed.
