@@ -17,6 +17,7 @@ KILLS = min(10, int(os.environ.get("DUNLIN_E2E_KILLS", "3")))
 PUBLISHERS = 3
 WINDOW = 16  # messages that a publisher has under way
 HOUR = 3_600
+CONFIG = "[gateway.pubsub]\nqueue_messages_max = 1000000\nqueue_bytes_max = 1073741824\n"  # Nothing is dropped.
 
 
 def client_of(platform, token, client_id, version=paho.MQTTv311, will=None, expiry=HOUR):
@@ -77,17 +78,20 @@ class Publisher:
     def __init__(self, platform, token, number):
         self.topic, self.state = f"floor/{number}", f"state/{number}"
         self.client = client_of(platform, token, f"publisher-{number}")
-        self.client.on_publish = self.on_publish
-        self.under_way, self.acked, self.lock = {}, [], threading.Lock()
+        # Called with a lock of paho's held, which publish() takes, too: so it only makes a note.
+        self.answered = collections.deque()
+        self.client.on_publish = lambda _client, _data, mid, _reason, _properties: self.answered.append(mid)
+        self.under_way, self.acked = {}, []
         self.sent, self.state_acked = 0, 0
         self.going = True
         self.client.loop_start()
-        self.thread = threading.Thread(target=self.run)
+        self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self):
-        while self.going:
-            if len(self.under_way) >= WINDOW:
+        while self.going or self.under_way:
+            self.note_answers()
+            if not self.going or len(self.under_way) >= WINDOW:
                 time.sleep(0.001)
                 continue
             number = self.sent
@@ -99,22 +103,20 @@ class Publisher:
             time.sleep(0.002)
 
     def publish(self, topic, number, qos, retain):
-        with self.lock:
-            info = self.client.publish(topic, b"%d" % number, qos, retain)
-            self.under_way[info.mid] = (topic, number, qos)
+        info = self.client.publish(topic, b"%d" % number, qos, retain)
+        self.under_way[info.mid] = (topic, number, qos)
 
-    def on_publish(self, _client, _data, mid, _reason, _properties):
-        with self.lock:
-            topic, number, qos = self.under_way.pop(mid)
-        if topic == self.state:
-            self.state_acked = max(self.state_acked, number)
-        else:
-            self.acked.append((number, qos))
+    def note_answers(self):
+        while self.answered:
+            topic, number, qos = self.under_way.pop(self.answered.popleft())
+            if topic == self.state:
+                self.state_acked = max(self.state_acked, number)
+            else:
+                self.acked.append((number, qos))
 
     def end(self):
         self.going = False
-        self.thread.join()
-        until("all is acknowledged", lambda: not self.under_way)
+        until("all is acknowledged", lambda: not self.thread.is_alive())
         self.client.disconnect()
         self.client.loop_stop()
 
@@ -181,7 +183,7 @@ def crash_often(platform, chance, crashes, crash):
 def test_sessions_through_power_cuts(platforms, small_disk):
     print(f"DUNLIN_E2E_SEED={SEED} DUNLIN_E2E_POWERCUTS={CUTS}")
     disk = small_disk(1024)
-    platform = platforms(data=disk.mountpoint / "data").start()
+    platform = platforms(CONFIG, data=disk.mountpoint / "data").start()
 
     def cut():
         powercut.cut(disk.mountpoint)
@@ -196,7 +198,7 @@ def test_sessions_through_power_cuts(platforms, small_disk):
 @pytest.mark.parametrize("snapshots", [False, True], ids=["from-the-log", "from-snapshots"])
 def test_sessions_through_kills(platforms, snapshots):
     print(f"DUNLIN_E2E_SEED={SEED} DUNLIN_E2E_KILLS={KILLS}")
-    platform = platforms().start()
+    platform = platforms(CONFIG).start()
 
     def kill():
         if snapshots:
