@@ -1,5 +1,5 @@
 //! Records per second through the memory of copies, by what tells a copy, and what the memory weighs.
-//! `cargo run --release -p dunlin-pipeline --example copies_bench [records] [devices]`
+//! `cargo run --release -p dunlin-pipeline --example copies_bench [records] [devices] [case]`; memory is right for the first case of a run only.
 
 use std::{env, fs, time::Instant};
 
@@ -13,6 +13,7 @@ fn main() {
     let mut arguments = env::args().skip(1).map(|a| a.parse::<u64>().expect("a number"));
     let records = arguments.next().unwrap_or(10_000_000);
     let devices = arguments.next().unwrap_or(10_000).max(1);
+    let only = arguments.next().map(|case| case as usize);
     let mix = |n: u64| (n ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
     let cases: [(&str, IdOf, TimeSource); 4] = [
         ("first delivery, server's time", MessageId::First, TimeSource::Server),
@@ -20,7 +21,7 @@ fn main() {
         ("given id, server's time", MessageId::Given, TimeSource::Server),
         ("retry, server's time", MessageId::Retry, TimeSource::Server),
     ];
-    for (name, id, time_source) in cases {
+    for (name, id, time_source) in only.map_or(&cases[..], |case| &cases[case..=case]).iter().copied() {
         let before = resident_bytes();
         let mut ids = RecentIds::new(RecentIdsLimits::default());
         let (started, mut copies) = (Instant::now(), 0u64);

@@ -14,7 +14,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use dunlin_journal::Offset;
 use dunlin_model::{MessageId, Record, TimeSource, ValueRef};
-use hashbrown::HashMap;
+use indexmap::IndexMap;
 use ring::{Ring, STRETCHES_APART, Sighting, ticks};
 use serde::{Deserialize, Serialize};
 pub(crate) use snapshot::{Keeper, Snapshots};
@@ -29,9 +29,9 @@ const CONTENTS_MAX: usize = 256;
 /// How long a delivery may be overtaken by its own repetition, on another connection.
 const OVERTAKEN_MAX: Duration = Duration::from_secs(60);
 /// A device counts as so many ids against the bound: what its place in the table takes.
-const DEVICE_IDS: u64 = 12;
+const DEVICE_IDS: u64 = 8;
 /// What is forgotten at once where the bound is passed: one id in so many.
-const FORGOTTEN_PART: u64 = 16;
+const FORGOTTEN_PART: u64 = 8;
 /// Offsets are told apart by stretches of which so many make `recent_ids_max`.
 const STRETCHES_IN_ALL: u64 = 64;
 /// The newest stretches; nothing is known of what is further back.
@@ -44,7 +44,7 @@ const _: () = assert!(STRETCHES_MAX * 2 <= STRETCHES_APART);
 pub struct RecentIdsLimits {
     /// How long a message may take to come again.
     pub recent_ids_hours: u64,
-    /// Ids remembered of a partition. A device counts as twelve more.
+    /// Ids remembered of a partition. A device counts as eight more.
     pub recent_ids_max: u64,
 }
 
@@ -59,7 +59,8 @@ impl Default for RecentIdsLimits {
 pub struct RecentIds {
     limits: RecentIdsLimits,
     ticks_max: i64,
-    devices: HashMap<u64, Device, foldhash::fast::FixedState>,
+    /// One beside the other, as all are looked at when the oldest ids go.
+    devices: IndexMap<u64, Device, foldhash::fast::FixedState>,
     len: u64,
     /// Ids by stretch of offsets, from `stretch_first` on.
     stretches: VecDeque<u32>,
@@ -87,7 +88,7 @@ impl RecentIds {
         Self {
             limits,
             ticks_max: ticks(Duration::from_secs(limits.recent_ids_hours.saturating_mul(3_600))),
-            devices: HashMap::default(),
+            devices: IndexMap::default(),
             len: 0,
             stretches: VecDeque::new(),
             stretch_first: 0,
@@ -201,13 +202,12 @@ impl RecentIds {
 
     fn forget_before(&mut self, stretch: u64) {
         let (first, stretches) = (self.stretch_first, stretch - self.stretch_first);
-        let is_gone = |id: Sighting| id.stretches_after(first) < stretches;
         let mut gone = 0;
         self.devices.retain(|_, device| {
             let mut left = 0;
             for ring in device.rings() {
                 let before = ring.len();
-                while ring.first().is_some_and(is_gone) {
+                while ring.begins_within(first, stretches) {
                     ring.pop();
                 }
                 if ring.len() < before {

@@ -38,8 +38,12 @@ impl Sighting {
 
     /// Stretches from `first`, which is not after this one.
     pub(super) fn stretches_after(self, first: u64) -> u64 {
-        (self.0 >> TICK_BITS).wrapping_sub(first) & (STRETCHES_APART - 1)
+        stretches_between(first, self.0 >> TICK_BITS)
     }
+}
+
+fn stretches_between(first: u64, last: u64) -> u64 {
+    last.wrapping_sub(first) & (STRETCHES_APART - 1)
 }
 
 /// Ticks of a duration.
@@ -59,6 +63,8 @@ const GROWTH: usize = 32;
 pub(super) struct Ring {
     /// The tags of all slots, then key and sighting of each.
     words: Box<[u64]>,
+    /// The stretch of the oldest, here as well, so that who looks for old ones need not follow the pointer.
+    stretch: u32,
     /// Slot of the oldest.
     oldest: u16,
     len: u16,
@@ -81,19 +87,32 @@ impl Ring {
         }
         self.put(self.len(), key, sighting);
         self.len += 1;
+        if self.len == 1 {
+            self.note_oldest();
+        }
         gone
     }
 
-    /// The oldest.
-    pub(super) fn first(&self) -> Option<Sighting> {
-        (self.len > 0).then(|| self.get(0).1)
+    /// Whether the oldest is of one of so many stretches from `first` on.
+    pub(super) fn begins_within(&self, first: u64, stretches: u64) -> bool {
+        self.len > 0 && stretches_between(first, self.stretch.into()) < stretches
     }
 
     pub(super) fn pop(&mut self) -> Option<Sighting> {
-        let first = self.first()?;
+        if self.len == 0 {
+            return None;
+        }
+        let (_, oldest) = self.get(0);
         self.oldest = self.slot(1) as u16;
         self.len -= 1;
-        Some(first)
+        if self.len > 0 {
+            self.note_oldest();
+        }
+        Some(oldest)
+    }
+
+    fn note_oldest(&mut self) {
+        self.stretch = self.get(0).1.stretches_after(0) as u32;
     }
 
     /// The newest sighting of a key.
@@ -157,7 +176,7 @@ impl Ring {
 
     fn resize(&mut self, slots: usize) {
         let words = vec![0; slots / TAGS + 2 * slots].into_boxed_slice();
-        let mut other = Self { words, oldest: 0, len: self.len };
+        let mut other = Self { words, stretch: self.stretch, oldest: 0, len: self.len };
         for (rank, (key, sighting)) in self.iter().enumerate() {
             other.put(rank, key, sighting);
         }
