@@ -33,13 +33,14 @@ pub struct Reading<'a> {
 /// Tells a message from its retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageId {
-    /// The device gave its message an id: any later message of the device with that id is a copy.
+    /// The device gave its message an id: a later message of the device with that id is a copy, within a day and 1,024
+    /// such messages (both as configured).
     Given(u64),
     /// First delivery of a message that the sender may repeat. Hash of what a retry would repeat:
     /// MQTT packet id and payload.
     First(u64),
-    /// Marked by the sender as possibly a repetition (MQTT DUP): a copy if a `First` or `Retry`
-    /// with that id came before.
+    /// Marked by the sender as possibly a repetition (MQTT DUP): a copy if a `First` or `Retry` with that id came
+    /// before, within an hour (as configured) and 256 such messages.
     Retry(u64),
     /// Cannot be a retry (MQTT QoS 0, HTTP without an id).
     None,

@@ -36,7 +36,7 @@ pub(crate) fn save(path: &Path, position: Offset, state: &impl Serialize) -> io:
     bytes[..4].copy_from_slice(MAGIC);
     bytes[4] = VERSION;
     bytes[5..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
-    replace(path, &bytes)
+    replace(path, &path.with_extension("tmp"), &bytes)
 }
 
 /// `None`: there is no checkpoint yet.
@@ -61,12 +61,12 @@ pub(crate) fn load<S: DeserializeOwned>(path: &Path) -> Result<Option<(Offset, S
     }
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside)?;
+/// Writes `beside` and makes it `path`.
+pub(crate) fn replace(path: &Path, beside: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, path)?;
+    fs::rename(beside, path)?;
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),

@@ -1,100 +1,250 @@
 //! Which messages are copies of one that came before.
 //!
-//! The answer is a function of the journal alone: a record is a copy if one of the `records_max` records before it
-//! in its partition was received at most `AGE_MAX` earlier and says the same. So the store and the rules agree, and
-//! a replay decides as the first run did, once the records before its start were shown to `observe`.
+//! Every device has a memory of its own for each of the three things that tell a copy: packets, given ids, contents.
+//! It holds the last sightings, so however much one device says, it pushes out nothing of another's. Only when all
+//! of the partition together is more than `recent_ids_max` do the oldest go, whosever they are.
+//!
+//! The answer is a function of the journal alone, so the store and the rules agree, and a replay decides as the first
+//! run did. A start goes on from a snapshot of the memory; `snapshot` says how.
+
+mod ring; // the last sightings of one kind of one device
+mod snapshot; // the memory on disk
 
 use std::{collections::VecDeque, time::Duration};
 
 use dunlin_journal::Offset;
-use dunlin_model::{MessageId, Record, TimeSource, Timestamp, ValueRef};
-use hashbrown::HashMap;
+use dunlin_model::{MessageId, Record, TimeSource, ValueRef};
+use indexmap::IndexMap;
+use ring::{Ring, STRETCHES_APART, Sighting, ticks};
+use serde::{Deserialize, Serialize};
+pub(crate) use snapshot::{Keeper, Snapshots};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// How long a sender may take to repeat a message.
-pub(crate) const AGE_MAX: Duration = Duration::from_secs(600);
-/// How many records of a partition are remembered by default.
-pub(crate) const RECORDS_MAX: u64 = 1 << 18;
+/// Packets a device is remembered by: as many as an MQTT client may have unanswered.
+const PACKETS_MAX: usize = 256;
+/// Ids of its own, or of HTTP requests, that a device is remembered by.
+const GIVEN_MAX: usize = 1_024;
+/// Contents with the device's own time that it is remembered by.
+const CONTENTS_MAX: usize = 256;
+/// How long a delivery may be overtaken by its own repetition, on another connection.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(60);
+/// A device counts as so many ids against the bound: what its place in the table takes.
+const DEVICE_IDS: u64 = 8;
+/// What is forgotten at once where the bound is passed: one id in so many.
+const FORGOTTEN_PART: u64 = 8;
+/// Offsets are told apart by stretches of which so many make `recent_ids_max`.
+const STRETCHES_IN_ALL: u64 = 64;
+/// The newest stretches; nothing is known of what is further back.
+const STRETCHES_MAX: u64 = 1 << 20;
+const _: () = assert!(STRETCHES_MAX * 2 <= STRETCHES_APART);
 
-/// What was said by the last records of one partition.
-#[derive(Debug)]
-pub struct RecentIds {
-    records_max: u64,
-    last: HashMap<u64, Seen, foldhash::fast::FixedState>,
-    /// In the order of the offsets; may name keys that came again since.
-    order: VecDeque<(u64, u64)>,
+/// How much is remembered to recognise copies. The store and the rules go by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecentIdsLimits {
+    /// How long after a packet another one of the device with DUP, that id and that payload is its repetition. Short:
+    /// the packet ids of MQTT come round, and a repetition of what was never heard must not be taken for a copy.
+    pub packet_minutes: u64,
+    /// How long a message with an id of its own, or of the device's own time, may take to come again.
+    pub id_hours: u64,
+    /// Ids remembered of a partition. A device counts as eight more.
+    pub recent_ids_max: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    offset: u64,
-    received_at: Timestamp,
+impl Default for RecentIdsLimits {
+    fn default() -> Self {
+        Self { packet_minutes: 60, id_hours: 24, recent_ids_max: 3_500_000 }
+    }
+}
+
+/// What the devices of one partition said last.
+#[derive(Debug)]
+pub struct RecentIds {
+    limits: RecentIdsLimits,
+    packet_ticks_max: i64,
+    id_ticks_max: i64,
+    /// One beside the other, as all are looked at when the oldest ids go.
+    devices: IndexMap<u64, Device, foldhash::fast::FixedState>,
+    len: u64,
+    /// Ids by stretch of offsets, from `stretch_first` on.
+    stretches: VecDeque<u32>,
+    stretch_first: u64,
+    stretch_bits: u32,
+}
+
+#[derive(Debug, Default)]
+struct Device {
+    packets: Ring,
+    given: Ring,
+    contents: Ring,
+    /// So many of the coming first deliveries may find that their own repetition came before them.
+    early: u16,
+}
+
+impl Device {
+    fn rings(&mut self) -> [&mut Ring; 3] {
+        [&mut self.packets, &mut self.given, &mut self.contents]
+    }
 }
 
 impl RecentIds {
-    pub fn new(records_max: u64) -> Self {
-        Self { records_max, last: HashMap::default(), order: VecDeque::new() }
-    }
-
-    /// From where the journal must be shown for right answers from `position` on.
-    pub fn primed_from(&self, position: Offset, oldest: Offset) -> Offset {
-        Offset(position.0.saturating_sub(self.records_max)).max(oldest).min(position)
+    pub fn new(limits: RecentIdsLimits) -> Self {
+        Self {
+            limits,
+            packet_ticks_max: ticks(Duration::from_secs(limits.packet_minutes.saturating_mul(60))),
+            id_ticks_max: ticks(Duration::from_secs(limits.id_hours.saturating_mul(3_600))),
+            devices: IndexMap::default(),
+            len: 0,
+            stretches: VecDeque::new(),
+            stretch_first: 0,
+            stretch_bits: (limits.recent_ids_max / STRETCHES_IN_ALL).max(1).ilog2(),
+        }
     }
 
     /// Whether the record at `offset` is a copy; remembers it. Offsets must grow. `device_hash` stands for tenant
     /// and device.
     pub fn observe(&mut self, record: &Record<'_>, device_hash: u64, offset: Offset) -> bool {
-        self.forget_before(offset.0.saturating_sub(self.records_max));
-        let seen = Seen { offset: offset.0, received_at: record.received_at };
+        let has_own_time = record.time_source == TimeSource::Device;
+        if record.message_id == MessageId::None && !has_own_time {
+            return false;
+        }
+        let stretch = self.stretch_of(offset);
+        let now = Sighting::new(stretch, record.received_at.as_micros());
+        let within = |ticks_max| move |before: &Sighting| now.ticks_since(*before) <= ticks_max;
+        let (packet_in_time, id_in_time) = (within(self.packet_ticks_max), within(self.id_ticks_max));
+        let device = self.devices.entry(device_hash).or_default();
+        let mut count = Count { added: 0, gone: [None; 2] };
         let by_id = match record.message_id {
             MessageId::None => false,
-            MessageId::Given(id) => self.see(key(device_hash, 1, id), seen),
-            MessageId::Retry(id) => self.see(key(device_hash, 2, id), seen),
-            // A first delivery is none by its id: packet ids are used again.
+            MessageId::Given(id) => {
+                let before = device.given.newest(id).filter(id_in_time);
+                count.push(&mut device.given, id, now, GIVEN_MAX);
+                before.is_some()
+            }
+            MessageId::Retry(id) => {
+                let before = device.packets.newest(id).filter(packet_in_time);
+                let is_early = before.is_none_or(Sighting::is_early);
+                if is_early {
+                    device.early = PACKETS_MAX as u16;
+                }
+                let seen = if is_early { now.early() } else { now };
+                count.push(&mut device.packets, id, seen, PACKETS_MAX);
+                before.is_some()
+            }
+            // A first delivery is none by its id, as packet ids are used again, unless its repetition, received later,
+            // has overtaken it.
             MessageId::First(id) => {
-                self.see(key(device_hash, 2, id), seen);
-                false
+                let is_overtaken = device.early > 0 && {
+                    device.early -= 1;
+                    device.packets.newest(id).is_some_and(|before| {
+                        before.is_early() && (0..=ticks(OVERTAKEN_MAX)).contains(&before.ticks_since(now))
+                    })
+                };
+                count.push(&mut device.packets, id, now, PACKETS_MAX);
+                is_overtaken
             }
         };
-        let by_content = record.time_source == TimeSource::Device
-            && self.see(key(device_hash, 3, content_hash(record)), seen);
+        let by_content = has_own_time && {
+            let content = content_hash(record);
+            let before = device.contents.newest(content).filter(id_in_time);
+            count.push(&mut device.contents, content, now, CONTENTS_MAX);
+            before.is_some()
+        };
+        self.count(&count, stretch);
         by_id || by_content
     }
 
     /// How many ids are kept.
     pub fn len(&self) -> usize {
-        self.last.len()
+        self.len as usize
     }
 
     pub fn is_empty(&self) -> bool {
-        self.last.is_empty()
+        self.len == 0
     }
 
-    fn see(&mut self, key: u64, seen: Seen) -> bool {
-        self.order.push_back((key, seen.offset));
-        let before = self.last.insert(key, seen);
-        before.is_some_and(|before| seen.received_at.since(before.received_at) <= AGE_MAX)
-    }
-
-    fn forget_before(&mut self, oldest: u64) {
-        while let Some((key, offset)) = self.order.pop_front_if(|(_, offset)| *offset < oldest) {
-            if self.last.get(&key).is_some_and(|seen| seen.offset == offset) {
-                self.last.remove(&key);
+    /// The stretch of an offset, with room to count in it.
+    fn stretch_of(&mut self, offset: Offset) -> u64 {
+        let stretch = offset.0 >> self.stretch_bits;
+        if self.stretches.is_empty() {
+            self.stretch_first = stretch;
+        }
+        if stretch - self.stretch_first >= STRETCHES_MAX {
+            self.forget_before(stretch - STRETCHES_MAX + 1);
+            if self.stretches.is_empty() {
+                self.stretch_first = stretch;
             }
         }
+        let stretches = (stretch - self.stretch_first + 1) as usize;
+        if stretches > self.stretches.len() {
+            self.stretches.resize(stretches, 0);
+        }
+        stretch
+    }
+
+    fn count(&mut self, count: &Count, stretch: u64) {
+        for gone in count.gone.iter().flatten() {
+            self.stretches[gone.stretches_after(self.stretch_first) as usize] -= 1;
+            self.len -= 1;
+        }
+        self.stretches[(stretch - self.stretch_first) as usize] += count.added;
+        self.len += u64::from(count.added);
+        while self.len + self.devices.len() as u64 * DEVICE_IDS > self.limits.recent_ids_max && self.len > 0 {
+            self.forget_oldest();
+        }
+    }
+
+    /// The same ids in every run: which go is told by their offsets.
+    fn forget_oldest(&mut self) {
+        let wanted = self.len.div_ceil(FORGOTTEN_PART);
+        let (mut found, mut stretches) = (0, 0);
+        while found < wanted {
+            found += u64::from(self.stretches[stretches]);
+            stretches += 1;
+        }
+        self.forget_before(self.stretch_first + stretches as u64);
+    }
+
+    fn forget_before(&mut self, stretch: u64) {
+        let (first, stretches) = (self.stretch_first, stretch - self.stretch_first);
+        let mut gone = 0;
+        self.devices.retain(|_, device| {
+            let mut left = 0;
+            for ring in device.rings() {
+                let before = ring.len();
+                while ring.begins_within(first, stretches) {
+                    ring.pop();
+                }
+                if ring.len() < before {
+                    ring.shrink();
+                }
+                gone += (before - ring.len()) as u64;
+                left += ring.len();
+            }
+            left > 0
+        });
+        self.len -= gone;
+        self.stretches.drain(..self.stretches.len().min(stretches as usize));
+        self.stretch_first = stretch;
     }
 }
 
-/// Stands for tenant and device wherever a table or a deadline is kept: stored in no file, the same in every run.
-pub(crate) fn device_hash(tenant: &str, device: &str) -> u64 {
-    xxh3_64_with_seed(device.as_bytes(), xxh3_64(tenant.as_bytes()))
+/// What one record changed in the number of ids.
+struct Count {
+    added: u32,
+    gone: [Option<Sighting>; 2],
 }
 
-fn key(device_hash: u64, kind: u64, id: u64) -> u64 {
-    // Multiplied and folded, so that neither part cancels the other.
-    let wide = u128::from(device_hash ^ kind.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-        .wrapping_mul(u128::from(id ^ 0xa076_1d64_78bd_642f) | 1);
-    (wide as u64) ^ ((wide >> 64) as u64) ^ id.rotate_left(32)
+impl Count {
+    fn push(&mut self, ring: &mut Ring, key: u64, sighting: Sighting, len_max: usize) {
+        self.gone[self.added as usize] = ring.push(key, sighting, len_max);
+        self.added += 1;
+    }
+}
+
+/// Stands for tenant and device wherever a table or a deadline is kept: the same in every run, and in the snapshots.
+pub(crate) fn device_hash(tenant: &str, device: &str) -> u64 {
+    xxh3_64_with_seed(device.as_bytes(), xxh3_64(tenant.as_bytes()))
 }
 
 fn content_hash(record: &Record<'_>) -> u64 {

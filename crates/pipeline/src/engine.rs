@@ -30,7 +30,7 @@ pub use state::State;
 use state::{Cell, Device};
 
 use crate::{
-    copies::{RecentIds, device_hash},
+    copies::{RecentIds, RecentIdsLimits, device_hash},
     rules::{Rule, RuleSet},
 };
 
@@ -50,8 +50,9 @@ pub struct Limits {
     pub device_ttl_seconds: u64,
     /// Devices kept per partition; beyond it the one that was silent longest is forgotten.
     pub devices_max: usize,
-    /// Records of a partition among which copies are looked for.
-    pub recent_records_max: u64,
+    /// How copies are recognised; the store goes by the same.
+    #[serde(skip)]
+    pub copies: RecentIdsLimits,
 }
 
 impl Default for Limits {
@@ -61,7 +62,7 @@ impl Default for Limits {
             idle_grace_seconds: 10,
             device_ttl_seconds: 86_400,
             devices_max: 1_000_000,
-            recent_records_max: crate::copies::RECORDS_MAX,
+            copies: RecentIdsLimits::default(),
         }
     }
 }
@@ -133,7 +134,7 @@ struct Due {
 
 impl Engine {
     pub fn new(limits: Limits, rules: &RuleSet) -> Self {
-        let copies = RecentIds::new(limits.recent_records_max);
+        let copies = RecentIds::new(limits.copies);
         Self {
             limits,
             index: Index::new(rules),
@@ -149,12 +150,12 @@ impl Engine {
         }
     }
 
-    /// From where `remember` must be fed before `evaluate` goes on from `position`.
-    pub fn primed_from(&self, position: Offset, oldest: Offset) -> Offset {
-        self.copies.primed_from(position, oldest)
+    /// Takes over what is known of the records before the start.
+    pub fn know(&mut self, copies: RecentIds) {
+        self.copies = copies;
     }
 
-    /// A record from before the start: only whether a later one repeats it counts.
+    /// A record from before the start, after what is known: only whether a later one repeats it counts.
     pub fn remember(&mut self, record: &Record<'_>, offset: Offset) {
         self.copies.observe(record, device_hash(record.tenant, record.device), offset);
     }

@@ -17,7 +17,7 @@ mod consumer; // reading a partition, waiting, trying again
 
 mod copies; // which messages came before
 
-pub use copies::RecentIds;
+pub use copies::{RecentIds, RecentIdsLimits};
 pub use engine::{Account, Limits};
 pub use pipeline::{Config, Inflow, PartitionStatus, Pipeline, PipelineView, StartError, Status};
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};

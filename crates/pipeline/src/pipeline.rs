@@ -28,13 +28,14 @@ use tokio::sync::watch;
 use crate::{
     Account, Limits, RuleSet, checkpoint,
     consumer::{Backoff, Every, Stop, Worker},
+    copies::Snapshots,
     engine::{Broken, Engine, Fate, State},
 };
 
 /// Records behind at which the rules go on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
-const CONSUMER: &str = "pipeline";
+pub(crate) const CONSUMER: &str = "pipeline";
 /// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
 const TICK_MARGIN: Duration = Duration::from_secs(2);
 const TICK_EVERY: Duration = Duration::from_secs(1);
@@ -144,7 +145,7 @@ impl PipelineView {
 }
 
 impl Pipeline {
-    /// Starts the threads. State is kept under `dir`/pipeline.
+    /// Starts the threads. State is kept under `dir`/pipeline; what the store knows of copies is read in `dir`.
     pub fn start(
         config: Config,
         journal: Arc<dyn Journal>,
@@ -154,7 +155,7 @@ impl Pipeline {
         clock: Clock,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
-        let dir = dir.join("pipeline");
+        let (data, dir) = (dir, dir.join("pipeline"));
         fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         let metrics = Metrics::new(registry);
         let (rules, in_force) = watch::channel(rules);
@@ -164,6 +165,11 @@ impl Pipeline {
             let worker = Rules {
                 at: Partition::new(Topic::Telemetry, index),
                 file: dir.join(format!("{index}.ckpt")),
+                snapshots: Snapshots::new(
+                    data,
+                    Partition::new(Topic::Telemetry, index),
+                    config.limits.copies,
+                ),
                 checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
                 config: config.clone(),
                 journal: journal.clone(),
@@ -213,6 +219,8 @@ impl Pipeline {
 struct Rules {
     at: Partition,
     file: PathBuf,
+    /// Of the copies, which the store writes.
+    snapshots: Snapshots,
     config: Config,
     journal: Arc<dyn Journal>,
     inflow: Arc<dyn Inflow>,
@@ -319,7 +327,8 @@ impl Rules {
 
     /// Shows the engine what came before, so that it knows the copies of it.
     async fn prime(&self, engine: &mut Engine, oldest: Offset, stop: &mut Stop) -> Result<(), Stopped> {
-        let mut from = engine.primed_from(self.position, oldest);
+        let (copies, mut from) = self.snapshots.load(self.position, oldest);
+        engine.know(copies);
         let mut backoff = Backoff::default();
         while from < self.position {
             let entries = match self.journal.read(self.at, from, self.config.chunk_bytes).await {

@@ -5,6 +5,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,9 +26,10 @@ use prometheus_client::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    RecentIds, StartError,
+    RecentIds, RecentIdsLimits, StartError,
     consumer::{Backoff, Every, Stop, Worker},
-    copies::{RECORDS_MAX, device_hash},
+    copies::{Keeper, Snapshots, device_hash},
+    pipeline,
 };
 
 /// Records behind at which the writer goes on at once; fewer gather first.
@@ -45,8 +48,9 @@ pub struct StoreConfig {
     pub gather_millis: u64,
     /// How often the journal is told what is durable.
     pub commit_seconds: u64,
-    /// Records of a partition among which copies are looked for.
-    pub recent_records_max: u64,
+    /// How copies are recognised; the rules go by the same.
+    #[serde(skip)]
+    pub copies: RecentIdsLimits,
     /// The thread's scheduling priority, 0 to 19; larger yields more.
     pub nice: i32,
 }
@@ -58,7 +62,7 @@ impl Default for StoreConfig {
             write_records_max: 10_000,
             gather_millis: 50,
             commit_seconds: 1,
-            recent_records_max: RECORDS_MAX,
+            copies: RecentIdsLimits::default(),
             nice: 5,
         }
     }
@@ -111,13 +115,17 @@ impl StoreView {
 }
 
 impl StoreWriter {
+    /// Starts the thread. What is known of copies is kept under `dir`/copies.
     pub fn start(
         config: StoreConfig,
         journal: Arc<dyn Journal>,
         tsdb: Arc<dyn Tsdb>,
+        dir: &Path,
         clock: Clock,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
+        let copies = Snapshots::dir(dir);
+        fs::create_dir_all(&copies).map_err(|source| StartError::Directory { path: copies, source })?;
         let shown = Shown::default();
         let view = StoreView { shown: shown.clone(), tsdb: tsdb.clone() };
         let metrics = Metrics::new(registry);
@@ -129,6 +137,7 @@ impl StoreWriter {
             backlog_ends,
             commit_due: Every::new(Duration::from_secs(config.commit_seconds)),
             config,
+            dir: dir.into(),
             journal,
             tsdb,
             clock,
@@ -155,6 +164,7 @@ impl StoreWriter {
 
 struct Writer {
     config: StoreConfig,
+    dir: PathBuf,
     journal: Arc<dyn Journal>,
     tsdb: Arc<dyn Tsdb>,
     clock: Clock,
@@ -173,6 +183,7 @@ struct Place {
     /// The journal's end when the writer started.
     backlog_end: Offset,
     copies: RecentIds,
+    keeper: Keeper,
     committed: Offset,
 }
 
@@ -184,6 +195,7 @@ impl Writer {
     fn anew(&self) -> Self {
         Self {
             config: self.config.clone(),
+            dir: self.dir.clone(),
             journal: self.journal.clone(),
             tsdb: self.tsdb.clone(),
             clock: self.clock.clone(),
@@ -215,9 +227,10 @@ impl Writer {
                     self.show(None);
                     if self.commit_due.is_due() || last_round {
                         self.commit().await;
+                        self.keep_copies();
                     }
                     match (self.lag(), last_round) {
-                        (0, true) => return,
+                        (0, true) => return self.finish_copies().await,
                         (_, true) | (WORTH_A_ROUND.., false) => {}
                         (_, false) => self.wait_for_news(&mut progress, &mut stop).await,
                     }
@@ -340,8 +353,10 @@ impl Writer {
             tracing::error!(partition = %at, %position, end = %extent.next, "the store is ahead of the journal; going on from the journal's end");
             position = extent.next;
         }
-        let mut copies = RecentIds::new(self.config.recent_records_max);
-        let mut from = copies.primed_from(position, extent.oldest);
+        let snapshots = Snapshots::new(&self.dir, at, self.config.copies);
+        snapshots.forget_after(extent.next);
+        let (mut copies, mut from) = snapshots.load(position, extent.oldest);
+        let keeper = Keeper::new(snapshots, from);
         while from < position {
             let entries = match self.journal.read(at, from, self.config.chunk_bytes).await {
                 Err(ReadError::Gone { oldest, .. }) => {
@@ -360,7 +375,7 @@ impl Writer {
             from = next;
         }
         let backlog_end = self.backlog_ends.get(usize::from(at.index)).copied().unwrap_or(Offset::ZERO);
-        Ok(Place { at, position, backlog_end, copies, committed: Offset::ZERO })
+        Ok(Place { at, position, backlog_end, copies, keeper, committed: Offset::ZERO })
     }
 
     /// Tries until it works: without the earlier records, repetitions of them would be stored again. `None` if it is
@@ -404,6 +419,34 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Of one partition at a time, as every snapshot takes memory until it is written.
+    fn keep_copies(&mut self) {
+        let is_due = |p: &Place| p.keeper.is_due(&p.copies, p.position);
+        if self.partitions.iter().any(|p| p.keeper.is_writing()) {
+            return;
+        }
+        if let Some(n) = self.partitions.iter().position(is_due) {
+            let needed = self.needed(self.partitions[n].at);
+            let place = &mut self.partitions[n];
+            place.keeper.take(&place.copies, place.position, needed);
+        }
+    }
+
+    async fn finish_copies(&mut self) {
+        for n in 0..self.partitions.len() {
+            let needed = self.needed(self.partitions[n].at);
+            let place = &mut self.partitions[n];
+            place.keeper.finish(&place.copies, place.position, needed).await;
+        }
+    }
+
+    /// From where a start could go on: the store, and the rules.
+    fn needed(&self, at: Partition) -> Vec<Offset> {
+        let durable = self.tsdb.durable_positions().into_iter().find(|(of, _)| *of == at);
+        let store = durable.map(|(_, position)| position);
+        store.into_iter().chain(self.journal.position(pipeline::CONSUMER, at)).collect()
     }
 
     async fn wait_for_news(&self, progress: &mut tokio::sync::watch::Receiver<u64>, stop: &mut Stop) {

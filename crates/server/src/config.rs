@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) gateway: dunlin_gateway::Config,
     pub(crate) journal: dunlin_journal_disk::Config,
     pub(crate) tsdb: dunlin_tsdb_parquet::Config,
+    /// How copies of messages are recognised, by the store and by the rules.
+    pub(crate) copies: dunlin_pipeline::RecentIdsLimits,
     /// How the journal gets into the store.
     pub(crate) store: dunlin_pipeline::StoreConfig,
     /// How the rules run.
@@ -45,6 +47,7 @@ impl Default for Config {
             gateway: Default::default(),
             journal: Default::default(),
             tsdb: Default::default(),
+            copies: Default::default(),
             store: Default::default(),
             pipeline: Default::default(),
             alerting: Default::default(),
@@ -88,11 +91,12 @@ impl Config {
         Ok(())
     }
 
-    /// The configuration with its directories where they are in the file system.
+    /// The configuration with its directories where they are in the file system, and what parts share in each.
     pub(crate) fn located(mut self) -> Self {
         self.rules = self.data.join(self.rules);
         self.journal.dir = self.data.join(self.journal.dir);
         self.tsdb.dir = self.data.join(self.tsdb.dir);
+        (self.store.copies, self.pipeline.limits.copies) = (self.copies, self.copies);
         self
     }
 

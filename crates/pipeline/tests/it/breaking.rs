@@ -86,13 +86,19 @@ const SAID: &str = "panicked: a bug of the reader";
 
 #[tokio::test]
 async fn a_store_writer_that_breaks_says_so_and_goes_on_where_it_was() {
-    let (memory, disk) = (journal(), MemoryDisk::default());
+    let (memory, disk, dir) = (journal(), MemoryDisk::default(), tempfile::tempdir().unwrap());
     let tsdb = Arc::new(MemoryTsdb::open(disk, None));
     let breaking = Breaking::times(&memory, 0);
     let config = StoreConfig { gather_millis: 1, ..StoreConfig::default() };
-    let writer =
-        StoreWriter::start(config, breaking.clone(), tsdb.clone(), still(), &mut Registry::default())
-            .unwrap();
+    let writer = StoreWriter::start(
+        config,
+        breaking.clone(),
+        tsdb.clone(),
+        dir.path(),
+        still(),
+        &mut Registry::default(),
+    )
+    .unwrap();
     append(&memory, &[reading("d", 0, 0.0)]).await;
     until("the first is stored", || tsdb.position(TELEMETRY) == Some(Offset(1))).await;
 
@@ -157,10 +163,12 @@ async fn a_count_of_refused_messages_that_breaks_counts_each_once() {
 
 #[tokio::test]
 async fn a_store_that_cannot_make_its_rows_durable_shows_it() {
-    let (memory, disk) = (journal(), MemoryDisk::default());
+    let (memory, disk, dir) = (journal(), MemoryDisk::default(), tempfile::tempdir().unwrap());
     let tsdb = Arc::new(MemoryTsdb::open(disk.clone(), None));
     let config = StoreConfig { gather_millis: 1, ..StoreConfig::default() };
-    let writer = StoreWriter::start(config, memory, tsdb.clone(), still(), &mut Registry::default()).unwrap();
+    let writer =
+        StoreWriter::start(config, memory, tsdb.clone(), dir.path(), still(), &mut Registry::default())
+            .unwrap();
     disk.fail(Some("flush failed: no space left on device"));
     assert!(tsdb.flush().await.is_err());
     let stalled = writer.view().status().stalled;

@@ -1,6 +1,7 @@
 //! The consumers over a memory journal and a memory store.
 
 mod breaking; // a journal on which consumers break
+mod copies;
 mod labelled; // the shipped rule over a real machine's failures
 mod rejected;
 mod rules;

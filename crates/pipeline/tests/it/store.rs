@@ -2,12 +2,18 @@ use dunlin_model::{RejectReason, Rejected, TenantId};
 use dunlin_pipeline::{StoreConfig, StoreWriter};
 use dunlin_tsdb::{MemoryDisk, MemoryTsdb, Tsdb};
 use prometheus_client::registry::Registry;
+use tempfile::TempDir;
 
 use super::*;
 
-fn start(journal: &Arc<MemoryJournal>, tsdb: &Arc<MemoryTsdb>) -> StoreWriter {
+fn start(journal: &Arc<MemoryJournal>, tsdb: &Arc<MemoryTsdb>, dir: &TempDir) -> StoreWriter {
     let config = StoreConfig { gather_millis: 1, write_records_max: 3, ..StoreConfig::default() };
-    StoreWriter::start(config, journal.clone(), tsdb.clone(), still(), &mut Registry::default()).unwrap()
+    let metrics = &mut Registry::default();
+    StoreWriter::start(config, journal.clone(), tsdb.clone(), dir.path(), still(), metrics).unwrap()
+}
+
+fn tempdir() -> TempDir {
+    tempfile::tempdir().unwrap()
 }
 
 fn store(disk: &MemoryDisk) -> Arc<MemoryTsdb> {
@@ -16,59 +22,59 @@ fn store(disk: &MemoryDisk) -> Arc<MemoryTsdb> {
 
 #[tokio::test]
 async fn stopping_drains_and_a_crash_stores_each_record_once() {
-    let (journal, disk) = (journal(), MemoryDisk::default());
+    let (journal, disk, dir) = (journal(), MemoryDisk::default(), tempdir());
     let records: Vec<_> = (0..10).map(|n| reading("d", n, n as f64)).collect();
     append(&journal, &records[..6]).await;
     let tsdb = store(&disk);
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     assert_eq!(tsdb.position(TELEMETRY), Some(Offset(6)));
     tsdb.flush().await.unwrap();
     append(&journal, &records[6..]).await;
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     assert_eq!(tsdb.position(TELEMETRY), Some(Offset(10)));
 
     // What was not flushed is gone; the journal has it.
     let tsdb = store(&disk);
     assert_eq!(tsdb.position(TELEMETRY), Some(Offset(6)));
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     let counts = tsdb.counts()[&TenantId::default_tenant()];
     assert_eq!((counts.stored, counts.duplicate), (10, 0));
 }
 
 #[tokio::test]
 async fn retries_are_counted_and_not_stored_across_a_restart_too() {
-    let (journal, disk) = (journal(), MemoryDisk::default());
+    let (journal, disk, dir) = (journal(), MemoryDisk::default(), tempdir());
     let by_server = |id| Record { time_source: TimeSource::Server, message_id: id, ..reading("d", 1, 1.0) };
     append(&journal, &[by_server(MessageId::First(7))]).await;
     let tsdb = store(&disk);
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     append(&journal, &[by_server(MessageId::Retry(7)), by_server(MessageId::First(7))]).await;
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     let counts = tsdb.counts()[&TenantId::default_tenant()];
     assert_eq!((counts.stored, counts.duplicate), (2, 1));
 }
 
 #[tokio::test]
 async fn the_journal_learns_what_is_durable_and_no_more() {
-    let (journal, disk) = (journal(), MemoryDisk::default());
+    let (journal, disk, dir) = (journal(), MemoryDisk::default(), tempdir());
     let tsdb = store(&disk);
     append(&journal, &[reading("d", 0, 0.0)]).await;
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     // Known to the journal at once, so that retention waits for the first flush.
     assert_eq!(journal.position("store", TELEMETRY), Some(Offset(0)));
     tsdb.flush().await.unwrap();
     append(&journal, &[reading("d", 1, 0.0)]).await;
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     assert_eq!(journal.position("store", TELEMETRY), Some(Offset(1)));
 }
 
 #[tokio::test]
 async fn an_unreadable_record_goes_to_rejected_with_its_bytes() {
-    let (journal, disk) = (journal(), MemoryDisk::default());
+    let (journal, disk, dir) = (journal(), MemoryDisk::default(), tempdir());
     append_bytes(&journal, TELEMETRY, b"\xff\xfe not a record").await;
     append(&journal, &[reading("d", 1, 1.0)]).await;
     let tsdb = store(&disk);
-    start(&journal, &tsdb).stop().await;
+    start(&journal, &tsdb, &dir).stop().await;
     assert_eq!(tsdb.counts()[&TenantId::default_tenant()].stored, 1);
     let rejected: Vec<Rejected> = all(&journal, REJECTED).await;
     assert_eq!(rejected.len(), 1);

@@ -16,7 +16,7 @@ const COUNT_MAX: u64 = 1 << 32;
 const NICE_MAX: i32 = 19;
 
 pub(super) fn check(config: &Config) -> Result<(), Failure> {
-    let Config { gateway, journal, tsdb, store, pipeline, alerting, console, .. } = config;
+    let Config { gateway, journal, tsdb, copies, store, pipeline, alerting, console, .. } = config;
     let limits = &pipeline.limits;
     let retention = tsdb.retention_seconds.unwrap_or(YEAR);
     #[rustfmt::skip]
@@ -48,11 +48,14 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("tsdb.compact_every_seconds", tsdb.compact_every_seconds, 1, YEAR),
         ("tsdb.compact_quiet_seconds", tsdb.compact_quiet_seconds, 0, YEAR),
 
+        ("copies.packet_minutes", copies.packet_minutes, 1, YEAR / 60),
+        ("copies.id_hours", copies.id_hours, 1, YEAR / HOUR),
+        ("copies.recent_ids_max", copies.recent_ids_max, 1 << 16, COUNT_MAX),
+
         ("store.chunk_bytes", store.chunk_bytes as u64, KIB, GIB),
         ("store.write_records_max", store.write_records_max as u64, 1, 10_000_000),
         ("store.gather_millis", store.gather_millis, 0, 60_000),
         ("store.commit_seconds", store.commit_seconds, 0, HOUR),
-        ("store.recent_records_max", store.recent_records_max, 0, COUNT_MAX),
 
         ("pipeline.checkpoint_seconds", pipeline.checkpoint_seconds, 0, DAY),
         ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),
@@ -61,7 +64,6 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("pipeline.limits.idle_grace_seconds", limits.idle_grace_seconds, 0, YEAR),
         ("pipeline.limits.device_ttl_seconds", limits.device_ttl_seconds, 1, 100 * YEAR),
         ("pipeline.limits.devices_max", limits.devices_max as u64, 1, COUNT_MAX),
-        ("pipeline.limits.recent_records_max", limits.recent_records_max, 0, COUNT_MAX),
 
         ("alerting.retry.pause_first_ms", alerting.retry.pause_first_ms, 1, 1_000 * DAY),
         ("alerting.retry.pause_longest_ms", alerting.retry.pause_longest_ms, 1, 1_000 * YEAR),

@@ -72,6 +72,7 @@ impl Running {
             config.store.clone(),
             journal.clone(),
             tsdb.clone(),
+            &config.data,
             clock.clone(),
             &mut metrics,
         )?;
