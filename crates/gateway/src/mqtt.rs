@@ -21,7 +21,7 @@ use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
 use futures::{
     FutureExt,
-    future::{Either, select},
+    future::{Either, join, select},
 };
 use ntex::{
     io::{Io, RecvError, types::PeerAddr},
@@ -71,8 +71,18 @@ pub(crate) async fn serve(io: Io, worker: Rc<Worker>) {
     };
     match arrival {
         Ok(arrival) => {
-            greet(&io, &worker, arrival).await;
-            let _gone = io.shutdown().await;
+            let client = greet(&io, &worker, arrival).await;
+            // It need not wait until the journal has answered for what it has sent; its next connection must: what
+            // comes over that has its place after all of this.
+            let closes = async move {
+                let _gone = io.shutdown().await;
+            };
+            let settles = async {
+                if let Some(_seated) = client {
+                    worker.appender.handed_over().await;
+                }
+            };
+            join(closes, settles).await;
         }
         Err(outcome) => {
             worker.shared.books.metrics.connect(outcome);
@@ -87,7 +97,8 @@ fn client_address(io: &Io) -> IpAddr {
     io.query::<PeerAddr>().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip())
 }
 
-async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
+/// Returns the client that was served.
+async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Option<Client> {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
     let address = arrival.address();
     let shaken =
@@ -95,7 +106,8 @@ async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
     let outcome = match shaken {
         Ok(Ok(Ok(client))) => {
             worker.shared.books.metrics.connect("accepted");
-            return client.run(io, worker).await;
+            client.run(io, worker).await;
+            return Some(client);
         }
         Ok(Ok(Err(outcome))) => outcome,
         Ok(Err(_panic)) => "panicked",
@@ -105,6 +117,7 @@ async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
     if worker.logs.allow() {
         tracing::info!(outcome, %address, "connect refused");
     }
+    None
 }
 
 /// A client that was let in.
@@ -418,7 +431,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
 }
 
 impl Client {
-    async fn run(self, io: &Io, worker: &Rc<Worker>) {
+    async fn run(&self, io: &Io, worker: &Rc<Worker>) {
         let goodbye = match AssertUnwindSafe(self.read(io, worker)).catch_unwind().await {
             Ok(goodbye) => goodbye,
             Err(_panic) => {
@@ -438,8 +451,6 @@ impl Client {
             () => Last::Nothing,
         });
         worker.leaves(connection);
-        // Only then may the client's next connection be read: what it sends has its place after all of this.
-        worker.appender.handed_over().await;
     }
 
     /// Until there is room for a packet that brings something: of the connection, of its tenant, of the worker.
