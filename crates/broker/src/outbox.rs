@@ -176,16 +176,26 @@ impl Outbox {
         }
     }
 
-    /// PUBREC: the client has the message, and will not take it again.
+    /// PUBREC: the client has the message, and will not take it again. Of a session that is in the log, the log says so.
     pub fn received(&mut self, packet: NonZeroU16) -> Acknowledged {
-        let found = self.inflight.iter_mut().find(|i| packet_id(i.entry.number) == packet);
-        match found {
-            Some(inflight) if inflight.entry.qos == Qos::ExactlyOnce => {
-                inflight.received = true;
-                Acknowledged::Message(inflight.entry.number)
+        match self.exactly_once(packet) {
+            None => Acknowledged::Unknown,
+            Some(place) => {
+                self.inflight[place].received = true;
+                Acknowledged::Message(self.inflight[place].entry.number)
             }
-            _ => Acknowledged::Unknown,
         }
+    }
+
+    /// The message of QoS 2 that is under way with this packet id.
+    pub fn under_way(&self, packet: NonZeroU16) -> Acknowledged {
+        let place = self.exactly_once(packet);
+        place.map_or(Acknowledged::Unknown, |at| Acknowledged::Message(self.inflight[at].entry.number))
+    }
+
+    fn exactly_once(&self, packet: NonZeroU16) -> Option<usize> {
+        let has_it = |i: &Inflight| packet_id(i.entry.number) == packet && i.entry.qos == Qos::ExactlyOnce;
+        self.inflight.iter().position(has_it)
     }
 
     /// Whether nothing waits to be sent or acknowledged.

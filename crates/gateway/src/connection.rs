@@ -26,6 +26,10 @@ use crate::{
 
 /// QoS 2 packet ids of an MQTT 3.1.1 client that wait for their PUBREL: it was not told of any maximum.
 const UNRELEASED_V3_MAX: usize = 4_096;
+/// Something it published goes by the log, and has no known place there yet.
+pub(crate) const IN_LOG: u64 = u64::MAX;
+/// All that it published by the log is applied.
+pub(crate) const NOT_IN_LOG: u64 = 0;
 /// Queues above this many entries give their memory back when they are empty.
 const QUEUE_ENTRIES_KEPT_MAX: usize = 32;
 
@@ -47,8 +51,8 @@ pub(crate) struct Connection {
     pub(crate) settled: bool,
     /// It has published something that it may repeat.
     pub(crate) may_repeat: Cell<bool>,
-    /// It has published by way of the log.
-    pub(crate) publishes_in_log: Cell<bool>,
+    /// Up to where the log must be applied before a publish may go past it.
+    pub(crate) in_log_until: Cell<u64>,
     pub(crate) share: Rc<Share>,
     io: IoRef,
     metrics: Arc<Metrics>,
@@ -147,7 +151,7 @@ impl Connection {
             session: session.map_or_else(OnceCell::new, OnceCell::from),
             settled: parts.settled,
             may_repeat: Cell::new(false),
-            publishes_in_log: Cell::new(false),
+            in_log_until: Cell::new(NOT_IN_LOG),
             io: parts.io,
             metrics: parts.metrics,
             logs: parts.logs,

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     future::poll_fn,
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
@@ -20,7 +21,7 @@ use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
 use futures::{
     FutureExt,
-    future::{Either, select},
+    future::{Either, join, select},
 };
 use ntex::{
     io::{Io, RecvError, types::PeerAddr},
@@ -32,7 +33,7 @@ use ntex_mqtt::{QoS, error::DecodeError};
 use crate::{
     account::Class,
     append::Lane,
-    connection::{Connection, Parts, Refusal},
+    connection::{Connection, IN_LOG, NOT_IN_LOG, Parts, Refusal},
     decode::Fault,
     directory::{self, Admitted, Denied},
     guard::{Arrival, TurnedAway, Visitor},
@@ -70,8 +71,18 @@ pub(crate) async fn serve(io: Io, worker: Rc<Worker>) {
     };
     match arrival {
         Ok(arrival) => {
-            greet(&io, &worker, arrival).await;
-            let _gone = io.shutdown().await;
+            let client = greet(&io, &worker, arrival).await;
+            // It need not wait until the journal has answered for what it has sent; its next connection must: what
+            // comes over that has its place after all of this.
+            let closes = async move {
+                let _gone = io.shutdown().await;
+            };
+            let settles = async {
+                if let Some(_seated) = client {
+                    worker.appender.handed_over().await;
+                }
+            };
+            join(closes, settles).await;
         }
         Err(outcome) => {
             worker.shared.books.metrics.connect(outcome);
@@ -86,7 +97,8 @@ fn client_address(io: &Io) -> IpAddr {
     io.query::<PeerAddr>().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip())
 }
 
-async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
+/// Returns the client that was served.
+async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Option<Client> {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
     let address = arrival.address();
     let shaken =
@@ -94,7 +106,8 @@ async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
     let outcome = match shaken {
         Ok(Ok(Ok(client))) => {
             worker.shared.books.metrics.connect("accepted");
-            return client.run(io, worker).await;
+            client.run(io, worker).await;
+            return Some(client);
         }
         Ok(Ok(Err(outcome))) => outcome,
         Ok(Err(_panic)) => "panicked",
@@ -104,6 +117,7 @@ async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) {
     if worker.logs.allow() {
         tracing::info!(outcome, %address, "connect refused");
     }
+    None
 }
 
 /// A client that was let in.
@@ -386,6 +400,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
         metrics: shared.books.metrics.clone(),
         logs: worker.logs.clone(),
     }));
+    connection.in_log_until.set(shared.pubsub.end(shared.pubsub.partition_of(&connection.who.tenant)));
     worker.enters(&connection);
     connection.write(|out| {
         connection.wire.welcome(
@@ -416,7 +431,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
 }
 
 impl Client {
-    async fn run(self, io: &Io, worker: &Rc<Worker>) {
+    async fn run(&self, io: &Io, worker: &Rc<Worker>) {
         let goodbye = match AssertUnwindSafe(self.read(io, worker)).catch_unwind().await {
             Ok(goodbye) => goodbye,
             Err(_panic) => {
@@ -436,8 +451,6 @@ impl Client {
             () => Last::Nothing,
         });
         worker.leaves(connection);
-        // Only then may the client's next connection be read: what it sends has its place after all of this.
-        worker.appender.handed_over().await;
     }
 
     /// Until there is room for a packet that brings something: of the connection, of its tenant, of the worker.
@@ -565,10 +578,14 @@ impl Client {
         };
         let Some(session) = connection.session() else { return unknown() };
         if to == AnswerTo::Received && !refused {
-            let Acknowledged::Message(number) = session.look(|outbox| outbox.received(packet_id)) else {
-                return unknown();
-            };
-            if !session.id.is_logged() {
+            // Marked only when that is applied: PUBREL must not go out on any connection before it is in the log.
+            let is_logged = session.id.is_logged();
+            let found = session.look(|outbox| match is_logged {
+                true => outbox.under_way(packet_id),
+                false => outbox.received(packet_id),
+            });
+            let Acknowledged::Message(number) = found else { return unknown() };
+            if !is_logged {
                 return connection.write(|out| connection.wire.release(packet_id, true, out));
             }
             let answer = connection.expect_received(packet_id);
@@ -600,18 +617,16 @@ impl Client {
         let mut left = connection.tenant.subscriptions_left(session);
         let mut granted = Vec::with_capacity(filters.len());
         let mut taken: Vec<(&str, Subscription)> = Vec::with_capacity(filters.len());
+        let mut new: HashSet<&str> = HashSet::new();
         for (filter, subscription) in &filters {
-            let is_known = || {
-                let twice = taken.iter().any(|(other, _)| *other == &**filter);
-                twice || connection.tenant.is_subscribed(session, filter)
-            };
-            let is_free = left > 0 || is_known();
+            let is_known = new.contains(&**filter) || connection.tenant.is_subscribed(session, filter);
             granted.push(match Filter::parse(filter) {
                 Err(_) => Granted::Invalid,
-                Ok(_) if !is_free => Granted::Quota,
+                Ok(_) if left == 0 && !is_known => Granted::Quota,
                 Ok(_) => {
-                    if !is_known() {
+                    if !is_known {
                         left -= 1;
+                        new.insert(filter);
                     }
                     taken.push((filter, *subscription));
                     Granted::Qos(subscription.qos)
@@ -624,8 +639,13 @@ impl Client {
         } else if !taken.is_empty() {
             let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();
             let change = Change::Subscribed { session: session.id, subscriptions, at };
-            if !self.committed(worker, &change).await {
-                return;
+            match worker.shared.pubsub.commit(&connection.who.tenant, &change).await {
+                Ok(_) => {}
+                Err(AppendError::Full { .. }) => {
+                    let refused = granted.iter_mut().filter(|granted| matches!(granted, Granted::Qos(_)));
+                    refused.for_each(|granted| *granted = Granted::Quota);
+                }
+                Err(error) => return connection.finish(Code::ServerBusy, &error.to_string()),
             }
         }
         connection.write(|out| connection.wire.subscribed(packet_id, &granted, out));
@@ -764,7 +784,7 @@ impl Client {
                 });
             }
             Published::Log { chosen } => {
-                connection.publishes_in_log.set(true);
+                connection.in_log_until.set(IN_LOG);
                 let change = Change::Published(Publication {
                     tenant: (*connection.who.tenant).into(),
                     topic: topic.into(),
@@ -785,15 +805,21 @@ impl Client {
         Ok(())
     }
 
-    /// Whether something that this client has published is on its way through the log: then what follows must not
-    /// overtake it.
+    /// Whether something that this client has published, over this connection or one before it, is on its way through
+    /// the log: then what follows must not overtake it.
     fn publishes_in_log(&self, worker: &Worker) -> bool {
-        let connection = &self.connection;
-        if connection.publishes_in_log.get() && connection.has_answered_all() {
-            let pubsub = &worker.shared.pubsub;
-            connection.publishes_in_log.set(!pubsub.is_applied(pubsub.partition_of(&connection.who.tenant)));
+        let (connection, pubsub) = (&self.connection, &worker.shared.pubsub);
+        if connection.in_log_until.get() == NOT_IN_LOG {
+            return false;
         }
-        connection.publishes_in_log.get()
+        let at = pubsub.partition_of(&connection.who.tenant);
+        if connection.in_log_until.get() == IN_LOG && connection.has_answered_all() {
+            connection.in_log_until.set(pubsub.end(at));
+        }
+        if pubsub.is_applied(at, connection.in_log_until.get()) {
+            connection.in_log_until.set(NOT_IN_LOG);
+        }
+        connection.in_log_until.get() != NOT_IN_LOG
     }
 
     fn telemetry(

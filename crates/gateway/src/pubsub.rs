@@ -121,9 +121,14 @@ impl PubSub {
         self.news.notify_one();
     }
 
-    /// Whether all that the log holds is applied.
-    pub(crate) fn is_applied(&self, at: Partition) -> bool {
-        self.followed[usize::from(at.index)].applied.load(Acquire) >= self.journal.extent(at).next.0
+    /// Behind all that the log holds.
+    pub(crate) fn end(&self, at: Partition) -> u64 {
+        self.journal.extent(at).next.0
+    }
+
+    /// Whether all before `end` is applied.
+    pub(crate) fn is_applied(&self, at: Partition, end: u64) -> bool {
+        self.followed[usize::from(at.index)].applied.load(Acquire) >= end
     }
 
     fn set_applied(&self, index: u16, next: u64) {

@@ -273,3 +273,20 @@ fn the_log_ends_messages_by_their_number() {
     let numbers: Vec<u64> = (0..2).map(|_| publish(outbox.next(9, NOW)).number).collect();
     assert_eq!(numbers, [1, 4]);
 }
+
+/// So that a PUBREC that the log did not take has changed nothing.
+#[test]
+fn a_message_is_received_when_the_log_says_so() {
+    let mut outbox = Outbox::default();
+    assert!(outbox.push(queued(1, Qos::ExactlyOnce), ROOM) && outbox.push(queued(2, Qos::AtLeastOnce), ROOM));
+    let packet = publish(outbox.next(9, NOW)).packet_id.unwrap();
+    let other = publish(outbox.next(9, NOW)).packet_id.unwrap();
+    assert_eq!(outbox.under_way(packet), Acknowledged::Message(1));
+    assert_eq!(outbox.under_way(other), Acknowledged::Unknown, "of QoS 1");
+    outbox.begin_again();
+    let again = publish(outbox.next(9, NOW));
+    assert!(again.duplicate && again.packet_id == Some(packet));
+    outbox.apply_received(1);
+    outbox.begin_again();
+    assert!(matches!(outbox.next(9, NOW), Some(Outgoing::Release(released)) if released == packet));
+}

@@ -35,11 +35,18 @@ pub(crate) struct GatedJournal {
     inner: MemoryJournal,
     gate: watch::Sender<Gate>,
     arrived: watch::Sender<usize>,
+    /// Whether the changes of sessions may be read, and so applied.
+    followed: watch::Sender<bool>,
 }
 
 impl GatedJournal {
     fn new() -> Self {
-        Self { inner: memory_journal(), gate: watch::Sender::new(Gate::Open), arrived: watch::Sender::new(0) }
+        Self {
+            inner: memory_journal(),
+            gate: watch::Sender::new(Gate::Open),
+            arrived: watch::Sender::new(0),
+            followed: watch::Sender::new(true),
+        }
     }
 }
 
@@ -81,7 +88,14 @@ impl Journal for GatedJournal {
         from: Offset,
         bytes_max: usize,
     ) -> BoxFuture<'static, Result<Vec<Entries>, ReadError>> {
-        self.inner.read(at, from, bytes_max)
+        let reading = self.inner.read(at, from, bytes_max);
+        let mut followed = self.followed.subscribe();
+        Box::pin(async move {
+            if at.topic == Topic::Sessions {
+                let _ended = followed.wait_for(|followed| *followed).await;
+            }
+            reading.await
+        })
     }
 
     fn extent(&self, at: Partition) -> Extent {
@@ -291,6 +305,11 @@ impl Lab {
 
     pub(crate) fn gate(&self, gate: Gate) {
         self.journal.gate.send_replace(gate);
+    }
+
+    /// Whether what is in the log of the sessions is applied from here on.
+    pub(crate) fn follow(&self, follow: bool) {
+        self.journal.followed.send_replace(follow);
     }
 
     /// Until that many appends have come to the journal.

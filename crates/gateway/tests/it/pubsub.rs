@@ -4,6 +4,10 @@ use dunlin_gateway::StartError;
 
 use crate::lab::{Client, Gate, Lab, connack_code, frame, publish, text};
 
+mod faults; // a journal that does not take what it is given
+mod order; // what a subscriber may rely on
+mod strangers; // who gets nothing
+
 const FOR_A_WEEK: u32 = 7 * 24 * 3_600;
 
 /// A will to be retained.
@@ -79,6 +83,39 @@ const PUBACK: u8 = 0x40;
 const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
+/// Of a PUBLISH.
+const DUP: u8 = 0x08;
+
+/// A PUBLISH of MQTT 3.1.1 that has come.
+struct Heard {
+    payload: String,
+}
+
+/// The next PUBLISH, of any QoS and length; the client says what is to be said of it, and to PUBREL.
+async fn heard(client: &mut Client) -> Heard {
+    loop {
+        let packet = client.packet().await.expect("PUBLISH");
+        let length_bytes = packet[1..].iter().take_while(|byte| **byte & 0x80 != 0).count() + 1;
+        let body = &packet[1 + length_bytes..];
+        match packet[0] & 0xF0 {
+            0x60 => client.send(&answer(PUBCOMP, u16::from_be_bytes([body[0], body[1]]))).await,
+            0x30 => {
+                let (topic_length, rest) = body.split_first_chunk().unwrap();
+                let rest = &rest[usize::from(u16::from_be_bytes(*topic_length))..];
+                let qos = packet[0] >> 1 & 3;
+                let payload = if qos > 0 {
+                    let kind = if qos == 1 { PUBACK } else { PUBREC };
+                    client.send(&answer(kind, u16::from_be_bytes([rest[0], rest[1]]))).await;
+                    &rest[2..]
+                } else {
+                    rest
+                };
+                return Heard { payload: String::from_utf8(payload.to_vec()).unwrap() };
+            }
+            _ => panic!("not a PUBLISH: {packet:02x?}"),
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_while_a_client_was_away_is_there_after_a_crash() {
