@@ -76,13 +76,18 @@ impl Follower {
         let Some(next) = entries.last().map(Entries::next) else { return Ok(false) };
         let (offsets, transitions) = self.decode(&entries);
         self.apply(at, &offsets, &transitions, next).await?;
-        if let Err(error) = self.journal.commit(CONSUMER, at, next).await {
+        self.tell_journal(at, next).await;
+        Ok(true)
+    }
+
+    /// Retention may take what is before `position`, and nothing else.
+    async fn tell_journal(&self, at: Partition, position: Offset) {
+        if let Err(error) = self.journal.commit(CONSUMER, at, position).await {
             tracing::warn!(
                 error = dunlin_model::chain(&error),
                 "the journal did not take alerting's position; it keeps more than it must"
             );
         }
-        Ok(true)
     }
 
     /// Applies a stretch that ends at `next`. If the registry refuses it, its halves, and theirs, so that all is
@@ -151,6 +156,8 @@ impl Follower {
         }
         self.position = Some(position);
         self.metrics.position.set(position.0 as i64);
+        // Known to the journal before the first transition is applied, or retention would not wait for that.
+        self.tell_journal(at, position).await;
         Ok(position)
     }
 

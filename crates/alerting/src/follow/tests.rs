@@ -200,6 +200,19 @@ async fn a_journal_that_ends_before_the_position_is_followed_from_its_end() {
 }
 
 #[tokio::test]
+async fn retention_waits_for_alerting_from_its_start_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Watched::new();
+    let mut follower = follower(journal.clone(), &dir).await;
+    assert_eq!(journal.position(CONSUMER, ALERTS), None);
+    assert!(!follower.step(ALERTS).await.unwrap());
+    assert_eq!(journal.position(CONSUMER, ALERTS), Some(Offset(0)));
+    journal.say(Topic::Alerts, &firing("d", 81.0)).await;
+    assert!(follower.step(ALERTS).await.unwrap());
+    assert_eq!(journal.position(CONSUMER, ALERTS), Some(Offset(1)));
+}
+
+#[tokio::test]
 async fn what_retention_took_is_passed() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Watched::new();
