@@ -98,6 +98,8 @@ case ${1-} in
   test)
     need mosquitto mosquitto
     need mosquitto_pub mosquitto-clients
+    need haproxy haproxy
+    need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount
     need node nodejs

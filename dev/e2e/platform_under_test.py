@@ -117,9 +117,9 @@ class Platform:
     def token(self):
         return (self.data / "admin.token").read_text().strip()
 
-    def cli(self, *arguments, check=True, timeout=120):
+    def cli(self, *arguments, check=True, timeout=120, url=None):
         run = subprocess.run(
-            [binary("dunlin"), *arguments, "--url", self.url],
+            [binary("dunlin"), *arguments, "--url", url or self.url],
             capture_output=True,
             text=True,
             timeout=timeout,

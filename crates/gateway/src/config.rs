@@ -1,6 +1,9 @@
 use dunlin_broker::Limits;
 use dunlin_model::{TimePolicy, limits::MESSAGE_BYTES_MAX};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::tls::ClientCertificates;
 
 /// How the front door behaves. Every limit has a default that fits a small machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,78 @@ pub struct Config {
     pub pubsub: PubSubConfig,
     /// What clients may do before they are let in.
     pub guard: GuardConfig,
+    /// Further doors for MQTT.
+    pub listener: Vec<ListenerConfig>,
+}
+
+/// A door for MQTT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// HOST:PORT
+    pub address: String,
+    #[serde(default)]
+    pub transport: Transport,
+    /// With the certificate of `[tls]`.
+    #[serde(default)]
+    pub tls: bool,
+    /// Whether clients show a certificate that an authority of `[[tls.client_ca]]` has signed.
+    #[serde(default)]
+    pub client_certificates: ClientCertificates,
+    /// Every connection begins with a header of the PROXY protocol, version 2, that says where its client is.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// From where such connections may come. Empty: from everywhere, so nobody but the proxy may reach the address.
+    #[serde(default)]
+    pub proxies: Vec<IpNet>,
+}
+
+/// How MQTT comes over a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    #[default]
+    Tcp,
+    /// In the frames of a WebSocket, whatever path it asks for.
+    WebSocket,
+}
+
+impl ListenerConfig {
+    /// MQTT as it is.
+    pub fn plain(address: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            transport: Transport::Tcp,
+            tls: false,
+            client_certificates: ClientCertificates::None,
+            proxy_protocol: false,
+            proxies: Vec::new(),
+        }
+    }
+
+    /// As an event says it.
+    pub(crate) fn name(&self) -> &'static str {
+        match (self.transport, self.tls) {
+            (Transport::Tcp, false) => "mqtt",
+            (Transport::Tcp, true) => "mqtts",
+            (Transport::WebSocket, false) => "ws",
+            (Transport::WebSocket, true) => "wss",
+        }
+    }
+
+    fn check(&self) -> Result<(), InvalidConfig> {
+        let wrong = |field, must: &str| Err(InvalidConfig { field, must: must.into() });
+        if self.address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            return wrong("listener.address", &format!("HOST:PORT, not {:?}", self.address));
+        }
+        if self.client_certificates != ClientCertificates::None && !self.tls {
+            return wrong("listener.tls", "true where client_certificates are asked for");
+        }
+        if !self.proxies.is_empty() && !self.proxy_protocol {
+            return wrong("listener.proxy_protocol", "true where proxies are named");
+        }
+        Ok(())
+    }
 }
 
 /// What clients may do before they are let in. An address is an IPv4 address or the /64 of an IPv6 one.
@@ -220,6 +295,7 @@ impl Default for Config {
             time: TimePolicy::default(),
             pubsub: PubSubConfig::default(),
             guard: GuardConfig::default(),
+            listener: Vec::new(),
         }
     }
 }
@@ -260,7 +336,10 @@ impl Config {
             Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
                 wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))
             }
-            Self { guard, .. } => guard.check(),
+            Self { guard, listener, .. } => {
+                guard.check()?;
+                listener.iter().try_for_each(ListenerConfig::check)
+            }
         }
     }
 

@@ -1,8 +1,11 @@
 use std::{
+    cell::Cell,
     collections::BTreeMap,
+    convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -12,7 +15,7 @@ use dunlin_journal::Journal;
 use dunlin_model::{Clock, TenantId, Timestamp};
 use ntex::{
     io::IoConfig,
-    server::Server,
+    server::{Server, ServiceConfig, ServiceRuntime},
     service::{cfg::SharedCfg, fn_service},
     util::BytePageSize,
 };
@@ -22,15 +25,17 @@ use tokio::sync::oneshot;
 use crate::{
     account::{Account, Accounts},
     arrivals::Arrivals,
-    config::{Config, InvalidConfig},
+    config::{Config, InvalidConfig, ListenerConfig},
     delivery::WRITE_BUFFER_BYTES,
     directory::Directory,
     http,
+    listen::{Listener, NoCertificate},
     metrics::{Books, Metrics},
     mqtt,
     pubsub::{Follower, RecoverError},
     sessions::{Access, Order},
     statistics::Statistics,
+    tls::Tls,
     worker::{Shared, Worker},
 };
 
@@ -49,7 +54,14 @@ pub struct Gateway {
     server: Mutex<Server>,
     thread: JoinHandle<()>,
     sessions: Follower,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
+}
+
+/// A door for MQTT: a socket that is bound, and how it is served.
+#[derive(Debug)]
+pub struct Door {
+    pub socket: TcpListener,
+    pub config: ListenerConfig,
 }
 
 /// Shows how the gateway stands.
@@ -78,8 +90,10 @@ impl GatewayView {
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] InvalidConfig),
-    #[error("prepare the MQTT listener")]
+    #[error("prepare the MQTT listeners")]
     Listener(#[source] io::Error),
+    #[error(transparent)]
+    NoCertificate(#[from] NoCertificate),
     #[error("start the thread of the MQTT workers")]
     Thread(#[source] io::Error),
     #[error("the MQTT workers did not start")]
@@ -89,24 +103,30 @@ pub enum StartError {
 }
 
 impl Gateway {
-    /// Opens the MQTT door on `listener`; sessions that outlive their connections have their snapshots in `directory`. Its workers have threads of their own; HTTP runs where
+    /// Opens the doors for MQTT, of which there is at least one; sessions that outlive their connections have their
+    /// snapshots in `snapshots`. Its workers have threads of their own; HTTP runs where
     /// [`http_routes`](Self::http_routes) is served.
+    #[expect(clippy::too_many_arguments, reason = "a start needs all of them, once")]
     pub fn start(
         config: Config,
-        listener: TcpListener,
+        doors: Vec<Door>,
+        tls: Option<&Tls>,
         journal: Arc<dyn Journal>,
         directory: Arc<dyn Directory>,
         clock: Clock,
-        directory_of_sessions: PathBuf,
+        snapshots: PathBuf,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
         config.check()?;
-        let address = listener.local_addr().map_err(StartError::Listener)?;
+        let addresses = doors.iter().map(|door| door.socket.local_addr()).collect::<Result<_, _>>();
+        let addresses = addresses.map_err(StartError::Listener)?;
+        let opened = |door: Door| Ok((door.socket, Listener::new(door.config, tls)?));
+        let doors = doors.into_iter().map(opened).collect::<Result<Vec<_>, NoCertificate>>()?;
         let accounts = Accounts::default();
         let sessions = Follower::start(
             journal.clone(),
             clock.clone(),
-            directory_of_sessions,
+            snapshots,
             config.pubsub.limits(),
             Statistics::new(accounts.clone(), &config.pubsub),
         )?;
@@ -114,20 +134,23 @@ impl Gateway {
         let books = Books { accounts, arrivals: Arrivals::default(), metrics };
         let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
         shared.guard.register(registry);
+        if let Some(tls) = tls {
+            tls.register(registry);
+        }
 
         let (started, starting) = mpsc::channel();
         let workers = shared.clone();
         let thread = std::thread::Builder::new()
             .name("gateway".into())
-            .spawn(move || run(workers, listener, started))
+            .spawn(move || run(workers, doors, started))
             .map_err(StartError::Thread)?;
         let server = starting.recv().map_err(|_| StartError::Workers)?.map_err(StartError::Listener)?;
-        Ok(Self { shared, server: Mutex::new(server), thread, sessions, address })
+        Ok(Self { shared, server: Mutex::new(server), thread, sessions, addresses })
     }
 
-    /// Where MQTT is spoken.
-    pub fn mqtt_address(&self) -> SocketAddr {
-        self.address
+    /// Where MQTT is spoken, door by door.
+    pub fn mqtt_addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// `POST /v1/telemetry`, `/v1/events`, `/v1/d/{device}/telemetry`, and what InfluxDB's clients ask for.
@@ -185,10 +208,10 @@ async fn workers_leave(shared: &Shared) {
     futures::future::join_all(left).await;
 }
 
-fn run(shared: Arc<Shared>, listener: TcpListener, started: mpsc::Sender<io::Result<Server>>) {
+fn run(shared: Arc<Shared>, doors: Vec<(TcpListener, Listener)>, started: mpsc::Sender<io::Result<Server>>) {
     let system = ntex::rt::System::build().name("gateway").disable_signals().build(ntex::rt::DefaultRuntime);
     system.block_on(async move {
-        let server = match serve(shared, listener) {
+        let server = match serve(shared, doors).await {
             Ok(server) => server,
             Err(error) => {
                 let _gone = started.send(Err(error));
@@ -202,24 +225,40 @@ fn run(shared: Arc<Shared>, listener: TcpListener, started: mpsc::Sender<io::Res
     });
 }
 
-fn serve(shared: Arc<Shared>, listener: TcpListener) -> io::Result<Server> {
-    let io = IoConfig::new()
-        .set_read_buf(READ_BUFFER_BYTES, READ_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
-        .set_write_buf(WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
-        .set_write_page_size(BytePageSize::Size4);
+async fn serve(shared: Arc<Shared>, doors: Vec<(TcpListener, Listener)>) -> io::Result<Server> {
     let workers = shared.config.worker_count();
     let connections_max = shared.config.connections_max;
-    Ok(ntex::server::build()
-        .workers(workers)
-        .maxconn(connections_max)
-        .disable_signals()
-        .listen("mqtt", listener, async move |_| {
+    let doors = Cell::new(Some(doors));
+    let configured = async |services: ServiceConfig| {
+        let mut listeners = Vec::new();
+        for (number, (socket, listener)) in doors.take().into_iter().flatten().enumerate() {
+            let name = format!("{}-{number}", listener.name());
+            services.listen(&name, socket);
+            services.config(&name, SharedCfg::new(listener.name()).add(io_config()));
+            listeners.push((name, listener));
+        }
+        let shared = shared.clone();
+        services.on_worker_start(async move |runtime: ServiceRuntime| {
             let worker = Worker::start(shared.clone());
-            fn_service(async move |io| {
-                mqtt::serve(io, worker.clone()).await;
-                Ok::<(), ()>(())
-            })
-        })?
-        .config("mqtt", SharedCfg::new("mqtt").add(io))
-        .run())
+            for (name, listener) in &listeners {
+                let (worker, listener) = (worker.clone(), Rc::new(listener.clone()));
+                let served = fn_service(async move |io| {
+                    mqtt::serve(io, &listener, &worker).await;
+                    Ok::<(), ()>(())
+                });
+                runtime.service(name, served);
+            }
+            Ok::<(), Infallible>(())
+        });
+        Ok(())
+    };
+    let server = ntex::server::build().workers(workers).maxconn(connections_max).disable_signals();
+    Ok(server.configure(configured).await?.run())
+}
+
+fn io_config() -> IoConfig {
+    IoConfig::new()
+        .set_read_buf(READ_BUFFER_BYTES, READ_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
+        .set_write_buf(WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
+        .set_write_page_size(BytePageSize::Size4)
 }

@@ -25,11 +25,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-#[cfg_attr(not(test), allow(unused_imports))]
-pub(crate) use handshakes::HandshakePermit;
-
-use crate::config::GuardConfig;
-use handshakes::Handshakes;
+use crate::{config::GuardConfig, directory::Credential};
+use handshakes::{HandshakePermit, Handshakes};
 use pace::{Bucket, Failures, Rate, Window};
 use table::Table;
 
@@ -190,7 +187,6 @@ impl Arrival {
 
     /// A turn to shake hands for TLS, to be held until that is done. Ask for it when the client's first bytes are
     /// there: who sends nothing takes no turn. Addresses take turns, and none has more than half of them.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(crate) async fn handshake(&self) -> Result<HandshakePermit, TurnedAway> {
         if !self.keeps_rate {
             return Err(TurnedAway::AddressRate);
@@ -199,7 +195,7 @@ impl Arrival {
     }
 
     /// The client says who it is; nobody has looked at the credential yet.
-    pub(crate) fn introduce(&self, client_id: &str, credential: &str) -> Result<Visitor, TurnedAway> {
+    pub(crate) fn introduce(&self, client_id: &str, credential: &Credential) -> Result<Visitor, TurnedAway> {
         if !self.keeps_rate {
             return Err(TurnedAway::AddressRate);
         }

@@ -31,10 +31,11 @@ use crate::{
     append::BATCH_BYTES_TARGET,
     arrivals::Arriving,
     decode::{Fault, IdSource},
-    directory::{self, Admitted, Denied},
+    directory::{self, Admitted, Credential, Denied},
     line_protocol::{Line, Precision, Reader},
     metrics::Status,
     record::{self, Arrival, Delivery, Origin, Refused, append_entries, append_telemetry},
+    tls::Certified,
     topic::child_name,
     worker::Shared,
 };
@@ -232,9 +233,15 @@ impl FromRequestParts<Arc<Shared>> for Door {
         let headers = &request.headers;
         let parameters = Query::<Parameters>::try_from_uri(&request.uri)
             .map_err(|e| Problem::malformed(format!("the query string: {e}")))?;
-        let token =
-            token(headers, &parameters).ok_or_else(|| Problem::unauthorized("no token in the request"))?;
-        let who = shared.directory.admit(token).await.map_err(|denied| match denied {
+        let credential = match request.extensions.get::<Certified>() {
+            Some(certified) => Some(Credential::Certificate(certified.clone())),
+            None => token(headers, &parameters).map(Credential::Token),
+        };
+        let admitting = match credential.as_ref() {
+            Some(credential) => shared.directory.admit_by(credential),
+            None => return Err(Problem::unauthorized("no token in the request")),
+        };
+        let who = admitting.await.map_err(|denied| match denied {
             Denied::Unavailable(reason) => {
                 tracing::error!(reason, "directory unavailable, request refused");
                 Problem::unavailable("the directory is unavailable")

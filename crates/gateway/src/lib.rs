@@ -8,6 +8,10 @@ mod directory; // who may come in: asked here, answered elsewhere
 mod gateway; // start and stop
 
 mod guard; // who comes too often, or with credentials that are none
+mod listen; // from a socket to the bytes of MQTT
+mod proxy; // where the client is, if a load balancer is between
+mod tls; // certificates, the server's and the devices'
+mod websocket; // MQTT in frames
 
 mod connection; // what one device has not been told yet
 mod delivery; // from a session to its connection
@@ -34,10 +38,15 @@ mod logs;
 mod metrics;
 
 pub use account::{Account, Accounts};
-pub use config::{Config, GuardConfig, InvalidConfig, PubSubConfig};
+pub use config::{Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport};
 pub use decode::{Entries, Entry, Fault, decode};
 pub use directory::{Admitted, ChildAnswer, Denied, Directory};
-pub use gateway::{Gateway, GatewayView, StartError};
+pub use gateway::{Door, Gateway, GatewayView, StartError};
+pub use listen::NoCertificate;
 pub use pubsub::RecoverError;
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
 pub use sessions::{Access, Revoked};
+pub use tls::{
+    Certified, ClientCaConfig, ClientCertificates, NotCertified, RenewalConfig, Tls, TlsConfig, TlsError,
+    TlsInForce,
+};

@@ -4,11 +4,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
     future::poll_fn,
-    net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
     panic::AssertUnwindSafe,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -24,7 +23,7 @@ use futures::{
     future::{Either, join, select},
 };
 use ntex::{
-    io::{Io, RecvError, types::PeerAddr},
+    io::{Io, RecvError},
     time::{Seconds, sleep, timeout_checked},
     util::{ByteString, Bytes},
 };
@@ -35,10 +34,12 @@ use crate::{
     append::Lane,
     connection::{Connection, IN_LOG, NOT_IN_LOG, Parts, Refusal},
     decode::Fault,
-    directory::{self, Admitted, Denied},
-    guard::{Arrival, TurnedAway, Visitor},
+    directory::{self, Admitted, Credential, Denied},
+    guard::{Address, Arrival, TurnedAway, Visitor},
+    listen::{Listener, NotLetIn, Opened, Stream},
     record::{self, Delivery, Origin, Refused},
     sessions::{Ending, Entry, Last, Sessions},
+    tls::Certified,
     topic::{Route, child_name},
     wire::{
         AnswerTo, Code, Connect, Granted, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire,
@@ -61,63 +62,72 @@ const PACKET_OVERHEAD_BYTES_MAX: u32 = 4 << 10;
 const PACKET_PROGRESS_BYTES_MIN: usize = 4 << 10;
 
 /// Serves one connection from its first byte to its end. A panic ends this connection alone.
-pub(crate) async fn serve(io: Io, worker: Rc<Worker>) {
-    use std::sync::atomic::Ordering::Relaxed;
-    let open = worker.shared.connections.fetch_add(1, Relaxed);
-    let has_room = open < worker.shared.config.connections_max && !worker.is_leaving();
-    let arrival = match has_room {
-        true => worker.shared.guard.arrive(client_address(&io)).map_err(TurnedAway::outcome),
-        false => Err("too_many"),
-    };
-    match arrival {
-        Ok(arrival) => {
-            let client = greet(&io, &worker, arrival).await;
-            // It need not wait until the journal has answered for what it has sent; its next connection must: what
-            // comes over that has its place after all of this.
-            let closes = async move {
-                let _gone = io.shutdown().await;
-            };
-            let settles = async {
-                if let Some(_seated) = client {
-                    worker.appender.handed_over().await;
-                }
-            };
-            join(closes, settles).await;
-        }
-        Err(outcome) => {
-            worker.shared.books.metrics.connect(outcome);
-            io.terminate();
-        }
+pub(crate) async fn serve(io: Io, listener: &Listener, worker: &Rc<Worker>) {
+    let shared = &worker.shared;
+    let open = shared.connections.fetch_add(1, Relaxed);
+    if open < shared.config.connections_max && !worker.is_leaving() {
+        greet(io, listener, worker).await;
+    } else {
+        shared.books.metrics.connect("too_many");
+        io.terminate();
     }
-    worker.shared.connections.fetch_sub(1, Relaxed);
+    shared.connections.fetch_sub(1, Relaxed);
 }
 
-/// Whoever cannot be told from others shares one address with them.
-fn client_address(io: &Io) -> IpAddr {
-    io.query::<PeerAddr>().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip())
-}
-
-/// Returns the client that was served.
-async fn greet(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Option<Client> {
+async fn greet(io: Io, listener: &Listener, worker: &Rc<Worker>) {
     let patience = Seconds(worker.shared.config.handshake_seconds_max);
-    let address = arrival.address();
-    let shaken =
-        timeout_checked(patience, AssertUnwindSafe(handshake(io, worker, arrival)).catch_unwind()).await;
-    let outcome = match shaken {
-        Ok(Ok(Ok(client))) => {
+    let source = Cell::new(None);
+    // Boxed: a connection needs what a handshake needs for a moment only.
+    let shaking = Box::pin(AssertUnwindSafe(shake_hands(io, listener, worker, &source)).catch_unwind());
+    let refusal = match timeout_checked(patience, shaking).await {
+        Ok(Ok(Ok((stream, client)))) => {
             worker.shared.books.metrics.connect("accepted");
-            client.run(io, worker).await;
-            return Some(client);
+            client.run(&stream, worker).await;
+            return close(stream, client, worker).await;
         }
-        Ok(Ok(Err(outcome))) => outcome,
-        Ok(Err(_panic)) => "panicked",
-        Err(()) => "timed_out",
+        Ok(Ok(Err(refusal))) => refusal,
+        Ok(Err(_panic)) => "panicked".into(),
+        Err(()) => "timed_out".into(),
     };
+    let NotLetIn { outcome, why } = refusal;
     worker.shared.books.metrics.connect(outcome);
     if worker.logs.allow() {
-        tracing::info!(outcome, %address, "connect refused");
+        let address = source.get().map(tracing::field::display);
+        tracing::info!(outcome, why, address, door = listener.name(), "connect refused");
     }
-    None
+}
+
+/// Its connection need not wait until the journal has answered for what it has sent; its next connection must: what
+/// comes over that has its place after all of this.
+async fn close(stream: Stream, client: Client, worker: &Worker) {
+    let closes = async move {
+        let _gone = stream.shutdown().await;
+    };
+    let settles = async {
+        let _seated = client;
+        worker.appender.handed_over().await;
+    };
+    join(closes, settles).await;
+}
+
+/// From a socket to a client that is in.
+async fn shake_hands(
+    io: Io,
+    listener: &Listener,
+    worker: &Rc<Worker>,
+    source: &Cell<Option<Address>>,
+) -> Result<(Stream, Client), NotLetIn> {
+    let arrival = worker.shared.guard.arrive(listener.source(&io).await?);
+    let arrival = arrival.map_err(TurnedAway::outcome)?;
+    source.set(Some(arrival.address()));
+    let Opened { stream, certified } = listener.open(io, &arrival).await?;
+    match handshake(&stream, listener, worker, arrival, certified).await {
+        Ok(client) => Ok((stream, client)),
+        Err(outcome) => {
+            let _gone = stream.shutdown().await; // With what was said.
+            Err(outcome.into())
+        }
+    }
 }
 
 /// A client that was let in.
@@ -139,7 +149,13 @@ struct Child {
 }
 
 /// Lets a client in, or says why not; then it is one word for the metrics.
-async fn handshake(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Result<Client, &'static str> {
+async fn handshake(
+    io: &Stream,
+    listener: &Listener,
+    worker: &Rc<Worker>,
+    arrival: Arrival,
+    certified: Option<Certified>,
+) -> Result<Client, &'static str> {
     let version = match io.recv(&Greeting).await {
         Ok(Some(version)) => version,
         Err(ntex::util::Either::Left(DecodeError::UnsupportedProtocolLevel)) => {
@@ -163,15 +179,18 @@ async fn handshake(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Result<Cli
         }
         Ok(Some(_)) | Err(ntex::util::Either::Left(_)) => return Err("malformed"),
     };
-    let visitor =
-        match arrival.introduce(&connect.client_id, connect.user_name.as_deref().unwrap_or_default()) {
-            Ok(visitor) => visitor,
-            Err(turned_away) => return Err(turn_away(&wire, turned_away.into(), turned_away.outcome())),
-        };
+    let credential = match certified {
+        Some(certified) => Credential::Certificate(certified),
+        None => Credential::Token(connect.user_name.as_deref().unwrap_or_default().to_owned()),
+    };
+    let visitor = match arrival.introduce(&connect.client_id, &credential) {
+        Ok(visitor) => visitor,
+        Err(turned_away) => return Err(turn_away(&wire, turned_away.into(), turned_away.outcome())),
+    };
     if !has_its_turn(io, &visitor).await {
         return Err("gone");
     }
-    let plan = match take_seat(worker, connect).await {
+    let plan = match take_seat(worker, connect, credential).await {
         Ok(plan) => plan,
         Err((why, outcome)) => {
             if why == Unwelcome::BadCredentials {
@@ -190,11 +209,11 @@ async fn handshake(io: &Io, worker: &Rc<Worker>, arrival: Arrival) -> Result<Cli
             Some(_) => turn_away(&wire, Unwelcome::BadCredentials, "revoked"),
         });
     }
-    Ok(enter(io, worker, wire, plan))
+    Ok(enter(io, listener, worker, wire, plan))
 }
 
 /// Waits for the client's turn; false if it leaves before.
-async fn has_its_turn(io: &Io, visitor: &Visitor) -> bool {
+async fn has_its_turn(io: &Stream, visitor: &Visitor) -> bool {
     let wait = visitor.wait();
     if wait.is_zero() {
         return true;
@@ -215,7 +234,11 @@ impl From<TurnedAway> for Unwelcome {
     }
 }
 
-async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcome, &'static str)> {
+async fn admit(
+    worker: &Worker,
+    connect: &Connect,
+    credential: &Credential,
+) -> Result<Admitted, (Unwelcome, &'static str)> {
     if connect.auth_method {
         return Err((Unwelcome::AuthMethod, "auth_method"));
     }
@@ -229,12 +252,12 @@ async fn admit(worker: &Worker, connect: &Connect) -> Result<Admitted, (Unwelcom
     {
         return Err((Unwelcome::WillTopic, "will_topic"));
     }
-    let token = connect.user_name.as_deref().unwrap_or_default();
-    if token.is_empty() {
+    if matches!(credential, Credential::Token(token) if token.is_empty()) {
         return Err((Unwelcome::BadCredentials, "no_token"));
     }
-    worker.shared.directory.admit(token.to_owned()).await.map_err(|denied| match denied {
+    worker.shared.directory.admit_by(credential).await.map_err(|denied| match denied {
         Denied::UnknownToken => (Unwelcome::BadCredentials, "unknown_token"),
+        Denied::UnknownDevice => (Unwelcome::BadCredentials, "unknown_device"),
         Denied::Disabled | Denied::NotAChild | Denied::TooManyChildren { .. } => {
             (Unwelcome::BadCredentials, "disabled")
         }
@@ -294,13 +317,17 @@ impl Plan {
 }
 
 /// Lets the client in, takes over the client id, and opens the session if it is one for the log.
-async fn take_seat(worker: &Rc<Worker>, mut asked: Connect) -> Result<Plan, (Unwelcome, &'static str)> {
+async fn take_seat(
+    worker: &Rc<Worker>,
+    mut asked: Connect,
+    credential: Credential,
+) -> Result<Plan, (Unwelcome, &'static str)> {
     let shared = &worker.shared;
     let id = shared.next_connection_id();
     let assigned_client_id = asked.client_id.is_empty().then(|| shared.client_id(id));
     let (who, key, settled) = loop {
         let revocations = shared.sessions.revocations();
-        let who = admit(worker, &asked).await?;
+        let who = admit(worker, &asked, &credential).await?;
         if worker.is_leaving() {
             return Err((Unwelcome::Unavailable, "leaving"));
         }
@@ -358,7 +385,7 @@ async fn commit(
 }
 
 /// Everything that a connection has, and CONNACK. Nothing here waits: the client is in.
-fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
+fn enter(io: &Stream, listener: &Listener, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
     let Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled } =
         plan;
     let shared = &worker.shared;
@@ -376,7 +403,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
     };
     let version = wire.version();
     let detail = serde_json::json!({
-        "transport": "mqtt", "version": version.name(), "client_id": &*seat.key.client_id,
+        "transport": listener.name(), "version": version.name(), "client_id": &*seat.key.client_id,
     });
     worker.event(&who, EventKind::Connected, detail.to_string());
 
@@ -431,7 +458,7 @@ fn enter(io: &Io, worker: &Rc<Worker>, wire: Wire, plan: Plan) -> Client {
 }
 
 impl Client {
-    async fn run(&self, io: &Io, worker: &Rc<Worker>) {
+    async fn run(&self, io: &Stream, worker: &Rc<Worker>) {
         let goodbye = match AssertUnwindSafe(self.read(io, worker)).catch_unwind().await {
             Ok(goodbye) => goodbye,
             Err(_panic) => {
@@ -489,7 +516,7 @@ impl Client {
 
     /// Packet after packet; one that brings something waits for room, and what is behind it with it. Returns what the
     /// client said at the end.
-    async fn read(&self, io: &Io, worker: &Rc<Worker>) -> Option<Goodbye> {
+    async fn read(&self, io: &Stream, worker: &Rc<Worker>) -> Option<Goodbye> {
         let connection = &self.connection;
         let mut patience =
             Patience::new(io, self.keepalive, Seconds(worker.shared.config.handshake_seconds_max));
@@ -1072,7 +1099,7 @@ struct Begun {
 }
 
 impl Patience {
-    fn new(io: &Io, keepalive: Seconds, packet: Seconds) -> Self {
+    fn new(io: &Stream, keepalive: Seconds, packet: Seconds) -> Self {
         let patience =
             Self { silence: Silence { since: Instant::now(), keepalive }, packet, heard: false, begun: None };
         patience.goes_on_for(io, patience.silence.since);
@@ -1082,7 +1109,7 @@ impl Patience {
     /// The next packet; `None` if the socket takes more again.
     fn poll_packet(
         &mut self,
-        io: &Io,
+        io: &Stream,
         wire: &Wire,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Inbound>, End>> {
@@ -1119,7 +1146,7 @@ impl Patience {
     }
 
     /// The silence begins: after all packets that came together, and after this server's own time with them.
-    fn waits_for_the_next(&mut self, io: &Io) {
+    fn waits_for_the_next(&mut self, io: &Stream) {
         if std::mem::take(&mut self.heard) {
             self.silence.since = Instant::now();
             if self.begun.take().is_some() {
@@ -1128,7 +1155,7 @@ impl Patience {
         }
     }
 
-    fn waits_for_the_rest(&mut self, io: &Io, bytes: usize) {
+    fn waits_for_the_rest(&mut self, io: &Stream, bytes: usize) {
         match &mut self.begun {
             Some(begun) => begun.bytes = bytes,
             none => {
@@ -1139,7 +1166,7 @@ impl Patience {
     }
 
     /// The timer fired: whether to wait on.
-    fn goes_on(&mut self, io: &Io) -> bool {
+    fn goes_on(&mut self, io: &Stream) -> bool {
         self.waits_for_the_next(io);
         if let Some(begun) = &mut self.begun {
             let grown = begun.bytes.saturating_sub(begun.bytes_before);
@@ -1151,7 +1178,7 @@ impl Patience {
     }
 
     /// Sets the timer for what is left of the silence, if anything is.
-    fn goes_on_for(&self, io: &Io, now: Instant) -> bool {
+    fn goes_on_for(&self, io: &Stream, now: Instant) -> bool {
         let left = self.silence.left(now);
         if let Some(left) = left {
             io.start_timer(left);

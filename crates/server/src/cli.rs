@@ -102,6 +102,9 @@ pub(crate) struct Server {
     /// Where the server's API is
     #[arg(long, env = "DUNLIN_URL", default_value = "http://127.0.0.1:8080", global = true)]
     pub(crate) url: String,
+    /// Certificates of an authority to believe beside those of the system, PEM, for an https URL
+    #[arg(long, env = "DUNLIN_CA", value_name = "FILE", global = true)]
+    pub(crate) ca: Option<PathBuf>,
     /// File with a user's token [default: the environment variable DUNLIN_TOKEN, then ./dunlin-data/admin.token]
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) token_file: Option<PathBuf>,
@@ -128,7 +131,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
     /// What to log: `info`, `debug`, `dunlin_gateway=debug,info`
-    #[arg(long, env = "DUNLIN_LOG", default_value = "info,ntex_server=warn,ntex_rt=warn")]
+    #[arg(long, env = "DUNLIN_LOG", default_value = "info,ntex_server=warn,ntex_service=warn,ntex_rt=warn")]
     pub(crate) log: String,
 }
 

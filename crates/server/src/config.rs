@@ -2,6 +2,8 @@ mod bounds; // of every number
 
 use std::path::{Path, PathBuf};
 
+use dunlin_gateway::{ClientCertificates, Tls, TlsConfig};
+use dunlin_model::Clock;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,8 +21,12 @@ pub(crate) struct Config {
     pub(crate) mqtt: String,
     /// Where devices and people connect by HTTP.
     pub(crate) http: String,
-    /// HTTP connections at the same time; more wait to be accepted.
+    /// HTTP connections at the same time, and as many with TLS; more wait to be accepted.
     pub(crate) http_connections_max: usize,
+    /// Where the same is to be had with TLS.
+    pub(crate) https: Https,
+    /// The certificate of all doors with TLS, and whose certificates they believe.
+    pub(crate) tls: TlsConfig,
     /// Directory of rule files, `*.toml`.
     pub(crate) rules: PathBuf,
     pub(crate) gateway: dunlin_gateway::Config,
@@ -36,6 +42,16 @@ pub(crate) struct Config {
     pub(crate) console: dunlin_console::Config,
 }
 
+/// The HTTP door with TLS.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Https {
+    /// HOST:PORT; empty: there is none.
+    pub(crate) address: String,
+    /// Whether clients show a certificate that an authority of `[[tls.client_ca]]` has signed.
+    pub(crate) client_certificates: ClientCertificates,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -43,6 +59,8 @@ impl Default for Config {
             mqtt: MQTT_DEFAULT.into(),
             http: HTTP_DEFAULT.into(),
             http_connections_max: 4_096,
+            https: Https::default(),
+            tls: TlsConfig::default(),
             rules: "rules".into(),
             gateway: Default::default(),
             journal: Default::default(),
@@ -83,7 +101,12 @@ impl Config {
         self.journal.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
         bounds::check(self)?;
-        for (name, address) in [("mqtt", &self.mqtt), ("http", &self.http)] {
+        for (name, address) in
+            [("mqtt", &self.mqtt), ("http", &self.http), ("https.address", &self.https.address)]
+        {
+            if name == "https.address" && address.is_empty() {
+                continue;
+            }
             if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 return Err(Failure::Invalid(format!("{name} must be HOST:PORT, not {address:?}")));
             }
@@ -96,8 +119,29 @@ impl Config {
         self.rules = self.data.join(self.rules);
         self.journal.dir = self.data.join(self.journal.dir);
         self.tsdb.dir = self.data.join(self.tsdb.dir);
+        if !self.tls.certificate.as_os_str().is_empty() {
+            self.tls.certificate = self.data.join(self.tls.certificate);
+            self.tls.key = self.data.join(self.tls.key);
+        }
+        for ca in &mut self.tls.client_ca {
+            ca.file = self.data.join(&ca.file);
+            ca.crl = ca.crl.take().map(|crl| self.data.join(crl));
+        }
         (self.store.copies, self.pipeline.limits.copies) = (self.copies, self.copies);
         self
+    }
+
+    /// The certificates, if any door needs them. Of a configuration whose files are located.
+    pub(crate) fn load_tls(&self, clock: Clock) -> Result<Option<Tls>, Failure> {
+        let is_needed = !self.https.address.is_empty() || self.gateway.listener.iter().any(|door| door.tls);
+        if !is_needed && self.tls == TlsConfig::default() {
+            return Ok(None);
+        }
+        if self.tls.certificate.as_os_str().is_empty() {
+            return Err(Failure::Invalid("a door with TLS needs tls.certificate and tls.key".into()));
+        }
+        let tls = Tls::load(self.tls.clone(), clock);
+        tls.map(Some).map_err(|error| Failure::Invalid(dunlin_model::chain(&error)))
     }
 
     pub(crate) fn to_toml(&self) -> Result<String, Failure> {

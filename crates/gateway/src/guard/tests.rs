@@ -33,7 +33,7 @@ impl Lab {
     }
 
     fn introduce(&self, address: &str, client_id: &str, credential: &str) -> Result<Visitor, TurnedAway> {
-        self.arrive(address)?.introduce(client_id, credential)
+        self.arrive(address)?.introduce(client_id, &Credential::Token(credential.into()))
     }
 
     fn admitted(&self, address: &str, client_id: &str) -> Result<(), TurnedAway> {
@@ -68,7 +68,8 @@ fn fifteen_thousand_devices_behind_one_address_come_back_at_once() {
     let lab = Lab::new(GuardConfig::default());
     let arrivals: Vec<_> = (0..15_000).map(|_| lab.arrive(HERE).unwrap()).collect();
     for (n, arrival) in arrivals.iter().enumerate() {
-        let visitor = arrival.introduce(&format!("device-{n}"), &format!("token-{n}")).unwrap();
+        let visitor =
+            arrival.introduce(&format!("device-{n}"), &Credential::Token(format!("token-{n}"))).unwrap();
         assert_eq!(visitor.wait(), Duration::ZERO);
         visitor.admitted();
     }

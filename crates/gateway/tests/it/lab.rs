@@ -4,16 +4,19 @@ use std::{
     time::Duration,
 };
 
-use dunlin_gateway::{Account, Admitted, ChildAnswer, Config, Denied, Directory, Gateway, StartError};
+use dunlin_gateway::{
+    Account, Admitted, Certified, ChildAnswer, Config, Denied, Directory, Door, Gateway, ListenerConfig,
+    StartError, Tls, TlsConfig,
+};
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
     ReadError, Topic,
 };
 use dunlin_model::{Clock, DeviceId, DeviceType, Event, Rejected, TenantId, Timestamp, avro::Datum};
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::watch,
 };
@@ -202,6 +205,22 @@ impl Directory for Names {
         })
     }
 
+    fn admit_certified(&self, certified: &Certified) -> BoxFuture<'_, Result<Admitted, Denied>> {
+        let Certified { tenant, device } = certified.clone();
+        let answer = match &*device {
+            "off" => Err(Denied::Disabled),
+            "down" => Err(Denied::Unavailable("out for lunch".into())),
+            "unknown" => Err(Denied::UnknownDevice),
+            _ => Ok(Admitted {
+                tenant,
+                speaks_for_children: device.starts_with("gw"),
+                device,
+                device_type: DeviceType::default_type(),
+            }),
+        };
+        Box::pin(async move { answer })
+    }
+
     fn children(
         &self,
         _: &Admitted,
@@ -226,6 +245,7 @@ pub(crate) struct Lab {
     pub(crate) directory: Arc<Names>,
     pub(crate) http: SocketAddr,
     pub(crate) registry: Registry,
+    pub(crate) tls: Option<Tls>,
     pub(crate) sessions: tempfile::TempDir,
 }
 
@@ -240,7 +260,22 @@ impl Lab {
 
     pub(crate) async fn timed(config: Config, clock: Clock) -> Self {
         let sessions = tempfile::tempdir().unwrap();
-        Self::on(config, clock, Arc::new(GatedJournal::new()), sessions).await.unwrap()
+        Self::on(config, None, clock, Arc::new(GatedJournal::new()), sessions).await.unwrap()
+    }
+
+    /// With doors that need certificates.
+    pub(crate) async fn with_tls(config: Config, tls: TlsConfig, clock: Clock) -> Self {
+        let sessions = tempfile::tempdir().unwrap();
+        let tls = Tls::load(tls, clock.clone()).unwrap();
+        Self::on(config, Some(tls), clock, Arc::new(GatedJournal::new()), sessions).await.unwrap()
+    }
+
+    /// With doors that may need certificates, and none at hand.
+    pub(crate) async fn without_certificate(
+        config: Config,
+        sessions: tempfile::TempDir,
+    ) -> Result<Self, StartError> {
+        Self::on(config, None, clock(), Arc::new(GatedJournal::new()), sessions).await
     }
 
     /// A gateway on the journal and nothing else, as after a crash of this one, which knows nothing of it. What this
@@ -251,21 +286,29 @@ impl Lab {
 
     pub(crate) async fn crashed_with(&self, sessions: tempfile::TempDir) -> Result<Self, StartError> {
         let config = Config { workers: 2, ..Config::default() };
-        Self::on(config, clock(), self.journal.clone(), sessions).await
+        Self::on(config, None, clock(), self.journal.clone(), sessions).await
     }
 
     async fn on(
         config: Config,
+        tls: Option<Tls>,
         clock: Clock,
         journal: Arc<GatedJournal>,
         sessions: tempfile::TempDir,
     ) -> Result<Self, StartError> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut configs = vec![ListenerConfig::plain("127.0.0.1:0")];
+        configs.extend(config.listener.clone());
+        let doors = configs.into_iter().map(|config| {
+            let socket = std::net::TcpListener::bind(&config.address).unwrap();
+            Door { socket, config }
+        });
+        let doors = doors.collect();
         let mut registry = Registry::default();
         let directory = Arc::new(Names::default());
         let gateway = Gateway::start(
             config,
-            listener,
+            doors,
+            tls.as_ref(),
             journal.clone(),
             directory.clone(),
             clock,
@@ -276,7 +319,7 @@ impl Lab {
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();
         tokio::spawn(async move { axum::serve(door, routes).await });
-        Ok(Self { gateway, journal, directory, http, registry, sessions })
+        Ok(Self { gateway, journal, directory, http, registry, tls, sessions })
     }
 
     /// A panic costs its own connection; the metrics tell on it.
@@ -364,18 +407,18 @@ impl Lab {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        let stream = TcpStream::connect(self.gateway.mqtt_address()).await.unwrap();
+        let stream = TcpStream::connect(self.gateway.mqtt_addresses()[0]).await.unwrap();
         stream.set_nodelay(true).unwrap(); // What is sent has arrived.
-        Client(stream)
+        Client::over(stream)
     }
 
     /// A client at another address of this machine.
     pub(crate) async fn client_at(&self, address: &str) -> Client {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
-        let stream = socket.connect(self.gateway.mqtt_address()).await.unwrap();
+        let stream = socket.connect(self.gateway.mqtt_addresses()[0]).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Client(stream)
+        Client::over(stream)
     }
 
     pub(crate) async fn connected(&self, version: u8, token: &str) -> Client {
@@ -405,10 +448,19 @@ impl Lab {
     }
 }
 
+/// Whatever carries bytes.
+pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<P: AsyncRead + AsyncWrite + Send + Unpin> Pipe for P {}
+
 /// A client that speaks in bytes.
-pub(crate) struct Client(TcpStream);
+pub(crate) struct Client(Box<dyn Pipe>);
 
 impl Client {
+    pub(crate) fn over(pipe: impl Pipe + 'static) -> Self {
+        Self(Box::new(pipe))
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
     }
@@ -419,11 +471,11 @@ impl Client {
     }
 
     /// Whether the server has closed, having said nothing.
-    pub(crate) fn is_over(&self) -> bool {
-        match self.0.try_read(&mut [0; 1]) {
-            Ok(bytes) => bytes == 0,
-            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
-        }
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.0
+            .read(&mut [0; 1])
+            .now_or_never()
+            .is_some_and(|read| read.is_err() || read.is_ok_and(|bytes| bytes == 0))
     }
 
     /// The next packet, whole; `None` when the server has closed.
@@ -447,6 +499,11 @@ impl Client {
         packet.resize(start + length, 0);
         self.0.read_exact(&mut packet[start..]).await.ok()?;
         Some(packet)
+    }
+
+    /// All that the server still says.
+    pub(crate) async fn read_to_end(&mut self, said: &mut Vec<u8>) -> std::io::Result<usize> {
+        tokio::time::timeout(PATIENCE, self.0.read_to_end(said)).await.expect("an end")
     }
 
     /// Whether the server closes, whatever it says before.

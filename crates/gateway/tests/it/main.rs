@@ -3,6 +3,7 @@
 mod lab; // a gateway, a gate before its journal, raw clients
 
 mod accounts;
+mod doors;
 mod guard;
 mod http;
 mod malformed;

@@ -7,7 +7,7 @@ use std::{
 use dunlin_pipeline::rules::{RULES_MAX, RuleSet};
 
 use super::say;
-use crate::{cli::CheckArgs, config::Config, exit::Failure};
+use crate::{cli::CheckArgs, config::Config, exit::Failure, serve::system_clock};
 
 /// Says all that is wrong at once, not only the first.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
@@ -16,10 +16,11 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
         None => Config::default(),
     };
     config.check()?;
+    let config = config.located();
+    config.load_tls(system_clock())?;
     let count = if args.rules.is_empty() {
         // The first start makes this one.
-        let rules = config.located().rules;
-        check_together(&[rules.as_path()])
+        check_together(&[config.rules.as_path()])
     } else {
         check_together(&named(&args.rules)?)
     };

@@ -1,6 +1,6 @@
 use std::{path::Path, time::Duration};
 
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::{
@@ -23,7 +23,10 @@ impl Client {
         Ok(Self {
             url: server.url.trim_end_matches('/').to_owned(),
             token: token(server)?,
-            http: reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).build()?,
+            http: reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tls_certs_merge(authorities(server)?)
+                .build()?,
         })
     }
 
@@ -104,6 +107,17 @@ impl Client {
             StatusCode::UNAUTHORIZED => Err(Failure::NoServer(format!("{}: {detail}", self.url))),
             _ => Err(Failure::Failed(detail)),
         }
+    }
+}
+
+fn authorities(server: &Server) -> Result<Vec<Certificate>, Failure> {
+    let Some(file) = &server.ca else { return Ok(Vec::new()) };
+    let invalid = |error: &dyn std::fmt::Display| Failure::Invalid(format!("{}: {error}", file.display()));
+    let pem = std::fs::read(file).map_err(|error| invalid(&error))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if certificates.is_empty() => Err(invalid(&"holds no certificate in PEM")),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(invalid(&error)),
     }
 }
 

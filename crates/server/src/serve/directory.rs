@@ -1,6 +1,6 @@
 //! The gateway's question "who is this?", answered by the registry.
 
-use dunlin_gateway::{Admitted, ChildAnswer, Denied, Directory};
+use dunlin_gateway::{Admitted, Certified, ChildAnswer, Denied, Directory};
 use dunlin_model::{DeviceId, chain};
 use dunlin_registry::{Device, NoChild, Registry, RegistryError};
 use futures::future::BoxFuture;
@@ -15,16 +15,15 @@ impl Directory for RegistryDirectory {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
         Box::pin(async move {
             let device = self.registry.device_by_token(&token).await.map_err(unavailable)?;
-            let device = device.ok_or(Denied::UnknownToken)?;
-            if !device.enabled {
-                return Err(Denied::Disabled);
-            }
-            Ok(Admitted {
-                tenant: device.tenant,
-                device: device.name,
-                device_type: device.device_type,
-                speaks_for_children: device.is_gateway,
-            })
+            admitted(device.ok_or(Denied::UnknownToken)?)
+        })
+    }
+
+    fn admit_certified(&self, certified: &Certified) -> BoxFuture<'_, Result<Admitted, Denied>> {
+        let Certified { tenant, device } = certified.clone();
+        Box::pin(async move {
+            let device = self.registry.device(&tenant, &device).await.map_err(unavailable)?;
+            admitted(device.ok_or(Denied::UnknownDevice)?)
         })
     }
 
@@ -41,6 +40,18 @@ impl Directory for RegistryDirectory {
             Ok(children.map_err(unavailable)?.into_iter().map(answer).collect())
         })
     }
+}
+
+fn admitted(device: Device) -> Result<Admitted, Denied> {
+    if !device.enabled {
+        return Err(Denied::Disabled);
+    }
+    Ok(Admitted {
+        tenant: device.tenant,
+        device: device.name,
+        device_type: device.device_type,
+        speaks_for_children: device.is_gateway,
+    })
 }
 
 fn answer(child: Result<Device, NoChild>) -> ChildAnswer {

@@ -3,16 +3,20 @@
 use std::{net::TcpListener, pin::pin, time::Duration};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use dunlin_gateway::{Certified, ClientCertificates, Tls};
+use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tower::ServiceExt;
 
 use crate::exit::Failure;
 
@@ -42,11 +46,16 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    pub(crate) fn serve(listener: TcpListener, routes: Router, limits: Limits) -> Result<Self, Failure> {
+    pub(crate) fn serve(
+        listener: TcpListener,
+        handshake: Option<Handshake>,
+        routes: Router,
+        limits: Limits,
+    ) -> Result<Self, Failure> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (stop, stopped) = watch::channel(false);
         let drain_max = limits.drain_max;
-        let served = tokio::spawn(accept(listener, routes, limits, stopped));
+        let served = tokio::spawn(accept(listener, handshake, routes, limits, stopped));
         Ok(Self { stop, served, drain_max })
     }
 
@@ -71,6 +80,7 @@ impl Drop for Http {
 
 async fn accept(
     listener: tokio::net::TcpListener,
+    handshake: Option<Handshake>,
     routes: Router,
     limits: Limits,
     mut stopped: watch::Receiver<bool>,
@@ -82,7 +92,16 @@ async fn accept(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < limits.connections_max => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(converse(stream, routes.clone(), limits.head_max, stopped.clone()));
+                    let (routes, head_max, stopped) = (routes.clone(), limits.head_max, stopped.clone());
+                    match handshake.clone() {
+                        Some(handshake) => connections.spawn(async move {
+                            let shaken = tokio::time::timeout(head_max, handshake.shake(stream)).await;
+                            if let Ok(Some((stream, certified))) = shaken {
+                                converse(stream, certified, routes, head_max, stopped).await;
+                            }
+                        }),
+                        None => connections.spawn(converse(stream, None, routes, head_max, stopped)),
+                    };
                 }
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
@@ -96,7 +115,40 @@ async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
-async fn converse(stream: TcpStream, routes: Router, head_max: Duration, mut stopped: watch::Receiver<bool>) {
+/// TLS before HTTP.
+#[derive(Debug, Clone)]
+pub(crate) struct Handshake {
+    pub(crate) tls: Tls,
+    pub(crate) asked: ClientCertificates,
+}
+
+impl Handshake {
+    /// The device whose certificate was shown, if one was; nothing if the client is not believed.
+    async fn shake(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Option<Certified>)> {
+        let tls = self.tls.in_force();
+        let acceptor = TlsAcceptor::from(tls.server_config(self.asked));
+        let stream = acceptor.accept(stream).await.ok()?;
+        let certified = match stream.get_ref().1.peer_certificates() {
+            Some(chain) => tls.owner(chain).ok()?,
+            None => None,
+        };
+        Some((stream, certified))
+    }
+}
+
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    certified: Option<Certified>,
+    routes: Router,
+    head_max: Duration,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let routes = routes.map_request(move |mut request: Request<Incoming>| {
+        if let Some(certified) = certified.clone() {
+            request.extensions_mut().insert(certified);
+        }
+        request
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())

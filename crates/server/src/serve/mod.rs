@@ -11,6 +11,7 @@ mod running; // start and stop
 
 use std::net::{TcpListener, ToSocketAddrs};
 
+use dunlin_gateway::{Door, ListenerConfig};
 use dunlin_model::{Clock, Timestamp};
 use running::{Doors, Running};
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +37,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(config: Config) -> Result<(), Failure> {
     // Held from here on: a port that is taken is told before anything is opened.
-    let doors = Doors { mqtt: listen("mqtt", &config.mqtt)?, http: listen("http", &config.http)? };
+    let doors = Doors::take(&config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -47,12 +48,29 @@ async fn serve(config: Config) -> Result<(), Failure> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hang_up.recv() => running.reload_rules(&rules),
+            _ = hang_up.recv() => {
+                running.reload_rules(&rules);
+                running.renew_certificates();
+            }
             reason = running.broken() => return Err(running.abandon(reason)),
         }
     }
     tracing::info!("stopping");
     running.stop().await
+}
+
+impl Doors {
+    fn take(config: &Config) -> Result<Self, Failure> {
+        let plain = ListenerConfig::plain(&config.mqtt);
+        let of_mqtt =
+            |door: ListenerConfig| Ok(Door { socket: listen("mqtt", &door.address)?, config: door });
+        let mqtt = std::iter::once(plain).chain(config.gateway.listener.clone()).map(of_mqtt);
+        let https = match config.https.address.as_str() {
+            "" => None,
+            address => Some(listen("https", address)?),
+        };
+        Ok(Self { mqtt: mqtt.collect::<Result<_, Failure>>()?, http: listen("http", &config.http)?, https })
+    }
 }
 
 fn listen(door: &str, address: &str) -> Result<TcpListener, Failure> {

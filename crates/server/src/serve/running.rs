@@ -7,7 +7,7 @@ use std::{
 
 use dunlin_alerting::Alerting;
 use dunlin_console::Console;
-use dunlin_gateway::Gateway;
+use dunlin_gateway::{Door, Gateway, Tls};
 use dunlin_journal::Journal;
 use dunlin_journal_disk::DiskJournal;
 use dunlin_model::{Clock, chain};
@@ -15,12 +15,13 @@ use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
+use tokio::task::JoinHandle;
 
 use super::{
     directory::RegistryDirectory,
     ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
-    http::{self, Http},
+    http::{self, Handshake, Http},
     inflow::GatewayInflow,
     ledger::Ledger,
     platform::ServerPlatform,
@@ -29,8 +30,9 @@ use crate::{config::Config, exit::Failure};
 
 /// Where clients come in. Taken before anything is opened, served after everything is.
 pub(crate) struct Doors {
-    pub(crate) mqtt: TcpListener,
+    pub(crate) mqtt: Vec<Door>,
     pub(crate) http: TcpListener,
+    pub(crate) https: Option<TcpListener>,
 }
 
 /// What keeps the data.
@@ -49,12 +51,17 @@ pub(crate) struct Running {
     alerting: Alerting,
     gateway: Gateway,
     http: Http,
+    https: Option<Http>,
+    tls: Option<Tls>,
+    /// Looks after the certificates.
+    renewal: Option<JoinHandle<()>>,
 }
 
 impl Running {
     pub(crate) async fn start(config: Config, doors: Doors, clock: Clock) -> Result<Self, Failure> {
         let started = Instant::now();
         let rules = load_rules(&config.rules);
+        let tls = config.load_tls(clock.clone())?;
         let mut metrics = Metrics::default();
         let stores = Stores::open(&config, &clock, &mut metrics).await?;
         first_start::prepare(&config.data, &config.rules, &stores.registry).await?;
@@ -101,6 +108,7 @@ impl Running {
         let gateway = Gateway::start(
             config.gateway.clone(),
             doors.mqtt,
+            tls.as_ref(),
             journal.clone(),
             directory,
             clock.clone(),
@@ -110,7 +118,7 @@ impl Running {
         inflow.is_through(gateway.view());
         let platform = Arc::new(ServerPlatform {
             started,
-            mqtt: gateway.mqtt_address(),
+            mqtt: gateway.mqtt_addresses()[0],
             journal,
             tsdb: tsdb.clone(),
             store: writer.view(),
@@ -123,7 +131,16 @@ impl Running {
         });
         let console = Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform };
         let routes = gateway.http_routes().merge(dunlin_console::routes(console));
-        let http = Http::serve(doors.http, routes, http::Limits::new(config.http_connections_max))?;
+        let limits = http::Limits::new(config.http_connections_max);
+        let https = match (doors.https, &tls) {
+            (Some(socket), Some(tls)) => {
+                let shakes_hands = Handshake { tls: tls.clone(), asked: config.https.client_certificates };
+                Some(Http::serve(socket, Some(shakes_hands), routes.clone(), limits.clone())?)
+            }
+            _ => None,
+        };
+        let http = Http::serve(doors.http, None, routes, limits)?;
+        let renewal = tls.clone().map(|tls| tokio::spawn(keep_certificates(tls)));
         tracing::info!(
             mqtt = config.mqtt,
             http = config.http,
@@ -132,7 +149,10 @@ impl Running {
             opened_in_ms = started.elapsed().as_millis(),
             "ready"
         );
-        Ok(Self { stores, rejected, writer, pipeline, alerting, gateway, http })
+        for (door, address) in config.gateway.listener.iter().zip(&gateway.mqtt_addresses()[1..]) {
+            tracing::info!(%address, transport = ?door.transport, tls = door.tls, "MQTT listener");
+        }
+        Ok(Self { stores, rejected, writer, pipeline, alerting, gateway, http, https, tls, renewal })
     }
 
     /// Takes the rules as they are on disk now; if one is wrong, those in force stay.
@@ -143,6 +163,13 @@ impl Running {
                 self.pipeline.reload(rules);
             }
             Err(failure) => tracing::error!(?failure, "rules are not valid; those in force stay"),
+        }
+    }
+
+    /// Takes the certificates as they are on disk now.
+    pub(crate) fn renew_certificates(&self) {
+        if let Some(tls) = self.tls.clone() {
+            tokio::task::spawn_blocking(move || tls.renew());
         }
     }
 
@@ -165,7 +192,20 @@ impl Running {
     /// What fails or hangs on the way does not keep the rest from its turn.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
         let ending = Ending::begin();
-        let http = ending.of("HTTP", DOORS_CLOSED_BY, self.http.stop()).await.unwrap_or(Ok(()));
+        if let Some(renewal) = self.renewal {
+            renewal.abort();
+        }
+        let closing = async {
+            let closing_https = async {
+                match self.https {
+                    Some(https) => https.stop().await,
+                    None => Ok(()),
+                }
+            };
+            let (http, https) = tokio::join!(self.http.stop(), closing_https);
+            http.and(https)
+        };
+        let http = ending.of("HTTP", DOORS_CLOSED_BY, closing).await.unwrap_or(Ok(()));
         if let Err(failure) = &http {
             tracing::error!(%failure, "HTTP door");
         }
@@ -208,6 +248,15 @@ impl Stores {
         }
         let failed = |error| Failure::Failed(format!("flush the store: {}", chain(&error)));
         flushed.unwrap_or(Ok(())).map_err(failed)
+    }
+}
+
+/// Looks at the files of the certificates from time to time.
+async fn keep_certificates(tls: Tls) {
+    loop {
+        let checked = tls.clone();
+        let _panicked = tokio::task::spawn_blocking(move || checked.renew()).await;
+        tokio::time::sleep(tls.check_every()).await;
     }
 }
 

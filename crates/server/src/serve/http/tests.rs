@@ -21,7 +21,7 @@ fn door(routes: Router, change: impl FnOnce(&mut Limits)) -> (Http, SocketAddr) 
     let address = listener.local_addr().unwrap();
     let mut limits = Limits { connections_max: 100, head_max: NEVER, drain_max: NEVER };
     change(&mut limits);
-    (Http::serve(listener, routes, limits).unwrap(), address)
+    (Http::serve(listener, None, routes, limits).unwrap(), address)
 }
 
 /// All that is said until the other side closes.
