@@ -662,6 +662,12 @@ impl Client {
         }
         let at = worker.shared.clock.now();
         if !session.id.is_logged() {
+            // What is acknowledged by now is retained for this client, too.
+            let pubsub = &worker.shared.pubsub;
+            let of_tenant = pubsub.partition_of(&connection.who.tenant);
+            if let Err(error) = pubsub.applied(of_tenant, pubsub.end(of_tenant)).await {
+                return connection.finish(Code::ServerBusy, &error.to_string());
+            }
             connection.tenant.subscribe(session, taken, at);
         } else if !taken.is_empty() {
             let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();

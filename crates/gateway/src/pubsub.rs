@@ -65,7 +65,7 @@ pub(crate) struct PubSub {
 #[derive(Debug, Default)]
 struct Followed {
     applied: AtomicU64,
-    /// By the offset that must be applied; in its order.
+    /// By the end up to which must be applied; in its order.
     waiting: Mutex<VecDeque<(u64, oneshot::Sender<()>)>>,
 }
 
@@ -100,19 +100,24 @@ impl PubSub {
         batch.push_with(|out| change.encode(out));
         let offset = self.journal.append(at, batch).await?.first.0;
         self.news.notify_one();
+        self.applied(at, offset + 1).await.map(|()| offset)
+    }
+
+    /// Until all before `end` is applied, which the log holds.
+    pub(crate) async fn applied(&self, at: Partition, end: u64) -> Result<(), AppendError> {
         let applied = {
             let followed = &self.followed[usize::from(at.index)];
             let mut waiting = followed.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            (followed.applied.load(Acquire) <= offset).then(|| {
+            (followed.applied.load(Acquire) < end).then(|| {
                 let (done, applied) = oneshot::channel();
-                let place = waiting.partition_point(|(other, _)| *other <= offset);
-                waiting.insert(place, (offset, done));
+                let place = waiting.partition_point(|(other, _)| *other <= end);
+                waiting.insert(place, (end, done));
                 applied
             })
         };
         match applied {
-            Some(applied) => applied.await.map_err(|_| AppendError::Closed).map(|()| offset),
-            None => Ok(offset),
+            Some(applied) => applied.await.map_err(|_| AppendError::Closed),
+            None => Ok(()),
         }
     }
 
@@ -135,7 +140,7 @@ impl PubSub {
         let followed = &self.followed[usize::from(index)];
         let mut waiting = followed.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         followed.applied.store(next, Release);
-        while let Some((_, done)) = waiting.pop_front_if(|(offset, _)| *offset < next) {
+        while let Some((_, done)) = waiting.pop_front_if(|(end, _)| *end <= next) {
             let _gone = done.send(());
         }
     }

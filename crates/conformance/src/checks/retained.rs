@@ -24,7 +24,7 @@ pub(super) fn list(t: &mut Table) {
     t.v4("MQTT-3.3.1-7", "a QoS 0 retained message ends the one before", |ctx| {
         let (topic, mut publisher) = retained(ctx, b"old", 1)?;
         publisher.publish_as(Publish::new(&topic, b"new", 0).retained())?;
-        publisher.ping()?;
+        publisher.publish(&ctx.topic("behind"), b"it has come", 1)?;
         let mut client = ctx.subscriber('a', &topic, 1)?;
         client.publish(&topic, b"live", 1)?;
         let first = client.receive("the new message, or none")?;

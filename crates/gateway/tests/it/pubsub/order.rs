@@ -32,6 +32,28 @@ async fn a_client_that_comes_again_does_not_overtake_itself() {
     }
 }
 
+/// Also if what was acknowledged has not been applied yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_subscribes_gets_what_is_retained_by_then() {
+    let lab = Lab::start().await;
+    let mut writer = lab.connected(4, "writer").await;
+    let retained = |id, payload| {
+        let mut packet = publish(4, 1, id, "state", payload);
+        packet[0] |= 1;
+        packet
+    };
+    writer.send(&retained(1, b"old")).await;
+    assert_eq!(writer.packet().await.unwrap(), answer(PUBACK, 1));
+    lab.follow(false);
+    writer.send(&retained(2, b"new")).await;
+    assert_eq!(writer.packet().await.unwrap(), answer(PUBACK, 2));
+    let mut reader = lab.connected(4, "reader").await;
+    reader.send(&subscribe(4, 1, "state", 0)).await;
+    lab.follow(true);
+    assert_eq!(reader.packet().await.unwrap()[0], 0x90);
+    assert_eq!(heard(&mut reader).await.payload, "new");
+}
+
 /// Some of it goes by the log, and some does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_publisher_is_heard_in_its_order() {
