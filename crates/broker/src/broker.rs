@@ -233,9 +233,13 @@ impl Broker {
         self.partitions[usize::from(index)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// By name.
     pub(crate) fn tenants_of(&self, partition: u16) -> Vec<Arc<Tenant>> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        tenants.values().filter(|t| self.partition_of(&t.name) == partition).cloned().collect()
+        let mut of_it: Vec<_> =
+            tenants.values().filter(|t| self.partition_of(&t.name) == partition).cloned().collect();
+        of_it.sort_by(|one, other| one.name.cmp(&other.name));
+        of_it
     }
 }
 

@@ -182,7 +182,7 @@ fn accepted(records: usize) -> Response {
 }
 
 /// What makes a request repeatable: its records are told apart by this and their place in the request.
-fn key_of(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn key_of(headers: &HeaderMap) -> Option<u64> {
     headers.get("idempotency-key").map(|key| IdSource::Key.hash(key.as_bytes()))
 }
 
@@ -254,7 +254,7 @@ impl FromRequestParts<Arc<Shared>> for Door {
 }
 
 /// What the body will be at most, if the client says so and it is not compressed.
-fn content_bytes(headers: &HeaderMap) -> Option<usize> {
+pub(crate) fn content_bytes(headers: &HeaderMap) -> Option<usize> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return None;
     }
@@ -503,6 +503,12 @@ async fn append(
         }
     }
     outcome
+}
+
+/// The token that a request shows.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn shown_token(headers: &HeaderMap, uri: &axum::http::Uri) -> Option<String> {
+    token(headers, &Query::<Parameters>::try_from_uri(uri).ok()?.0)
 }
 
 /// `Bearer` and `Token` carry it as it is; `Basic` as password, or as user name without one; InfluxDB 1 clients

@@ -5,8 +5,9 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
+    fuzzing::matches,
     message::Qos,
-    tree::tests::{filter, matches, topic},
+    tree::tests::{filter, topic},
 };
 
 fn message(topic: &str, payload: usize, expires_at: Option<i64>) -> Arc<Message> {
