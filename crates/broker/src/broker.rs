@@ -112,6 +112,13 @@ impl Broker {
                     state.end(session, at, live);
                 }
             }
+            Change::Silenced { session } => {
+                if let Some((_, session)) = state.of(session) {
+                    state.forget_deadlines(&session);
+                    session.update_life(|life| life.will = None);
+                    state.remember_deadlines(&session);
+                }
+            }
             Change::Subscribed { session, subscriptions, at } => {
                 if let Some((tenant, session)) = state.of(session) {
                     for (filter, subscription) in subscriptions {
@@ -220,6 +227,13 @@ impl Broker {
             Due::End => Change::Expired { session: *session, at: now },
         })
         .collect()
+    }
+
+    /// To be logged when the device may not publish any more.
+    pub fn silence(&self, tenant: &str, device: &str) -> Vec<Change<'static>> {
+        let sessions = self.tenant(tenant).all_sessions().into_iter();
+        let with_will = sessions.filter(|s| &*s.key.device == device && s.life().will.is_some());
+        with_will.map(|session| Change::Silenced { session: session.id }).collect()
     }
 
     /// The sessions that are open, as the log has it, and have no connection here.
