@@ -24,7 +24,7 @@ use problem::Problem;
 pub(crate) use room::HttpRoom;
 use room::Room;
 use serde::Deserialize;
-use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::{decompression::RequestDecompressionLayer, timeout::RequestBodyTimeoutLayer};
 
 use crate::{
     account::{Class, TenantAccount},
@@ -54,6 +54,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/health", get(health))
         .layer(DefaultBodyLimit::max(shared.config.message_bytes_max))
         .layer(RequestDecompressionLayer::new())
+        .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(shared.config.handshake_seconds_max.into())))
         .layer(middleware::from_fn_with_state(shared.clone(), watch))
         .with_state(shared)
 }
