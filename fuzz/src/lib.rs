@@ -5,8 +5,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// For every byte of the input. A reading of six bytes may be the only one of a record, which has room for eight.
-const BYTES_PER_INPUT_BYTE: usize = 256;
+/// For every byte of the input. A reading of six bytes may be the only one of a record, which has room for eight; a byte
+/// of a topic may be a level of it.
+const BYTES_PER_INPUT_BYTE: usize = 512;
 
 /// Runs a target, and panics if it took too much at any time: more than `free_bytes`, and what the input accounts for.
 pub fn bounded(free_bytes: usize, input: &[u8], run: impl FnOnce(&[u8])) {

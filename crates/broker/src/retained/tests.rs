@@ -65,7 +65,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(retained.len(), model.len());
-            let bytes: usize = model.values().map(|message| message.size_bytes()).sum();
+            let bytes: usize = model.values().map(|message| message.retained_bytes()).sum();
             prop_assert_eq!(retained.size_bytes(), bytes);
         }
         for filter in &filters {

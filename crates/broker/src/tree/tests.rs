@@ -53,7 +53,7 @@ fn reached(tree: &Tree, topic: &str) -> BTreeSet<(SessionId, u32)> {
 }
 
 fn has_no_empty_nodes(node: &Node) -> bool {
-    let children = node.children.values().chain(node.any_level.as_deref());
+    let children = node.children.values().chain(&node.any_level);
     children.fold(true, |good, child| good && !child.is_empty() && has_no_empty_nodes(child))
 }
 
