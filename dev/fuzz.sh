@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs fuzz targets, all of them or those that are named, one after the other, and says in a line what came of each.
 #   FUZZ_SECONDS=600 dev/fuzz.sh [TARGET...]
-#   dev/fuzz.sh keep TARGET...    takes into fuzz/corpus/ what covers more than is there, and nothing that does not
+#   dev/fuzz.sh keep TARGET...    takes into fuzz/corpus/ what reaches code that nothing there reaches
 # What is found stays outside the checkout; an input that breaks a target is named and goes to fuzz/artifacts/TARGET/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,8 +20,8 @@ failed=
 for target in "$@"; do
   mkdir -p "$found/$target" "fuzz/corpus/$target"
   if [ -n "$keep" ]; then
-    cargo fuzz run --sanitizer none "$target" "fuzz/corpus/$target" "$found/$target" -- -merge=1 2>/dev/null
-    cargo fuzz cmin --sanitizer none "$target" "fuzz/corpus/$target" 2>/dev/null
+    cargo fuzz run --sanitizer none "$target" "fuzz/corpus/$target" "$found/$target" -- \
+      -set_cover_merge=1 -use_counters=0 2>/dev/null
     continue
   fi
   log=$found/$target.log

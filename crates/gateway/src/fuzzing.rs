@@ -1,5 +1,7 @@
 //! What must hold for any bytes that a device sends.
 
+mod legal; // what the specifications let a client send
+
 use std::{collections::BTreeMap, fmt::Write, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
@@ -34,15 +36,18 @@ const PACKET_BYTES_MAX: u32 = MESSAGE_BYTES_MAX as u32 + (4 << 10);
 const FAULT_BYTES_MAX: usize = 2 << 10;
 
 /// All that a client says, from its CONNECT on. The first byte counts the bytes behind it that say how the rest is cut
-/// into pieces. What is understood does not depend on the pieces, and what is passed on to subscribers is understood
-/// by them as it was meant.
+/// into pieces. What is understood does not depend on the pieces and was legal, and what is passed on to subscribers is
+/// understood by them as it was meant.
 pub fn mqtt(data: &[u8]) {
     let Some((count, rest)) = data.split_first() else { return };
     let (sizes, stream) = rest.split_at(rest.len().min(usize::from(*count)));
     let whole = Heard::of([stream]);
     assert_eq!(Heard::of(pieces(stream, sizes)).words(), whole.words());
     assert_eq!(Heard::of(stream.chunks(1)).words(), whole.words());
-    for packet in &whole.packets {
+    let version = whole.version.unwrap_or(Version::V5);
+    for (packet, (first, body)) in whole.packets.iter().zip(legal::packets(stream)) {
+        let is_legal = legal::is_legal(first, body, version);
+        assert!(is_legal || matches!(packet, Inbound::Unexpected), "{first:#x} {body:02x?} is {packet:?}");
         match packet {
             Inbound::Connect(Connect { will: Some(will), .. }) => {
                 assert!(!will.properties.texts().any(|text| text.contains('\0')));
@@ -71,6 +76,7 @@ fn pieces<'a>(mut stream: &'a [u8], sizes: &[u8]) -> Vec<&'a [u8]> {
 /// What the gateway makes of a connection.
 #[derive(Default)]
 struct Heard {
+    version: Option<Version>,
     packets: Vec<Inbound>,
     /// Why it hears nothing more.
     end: Option<String>,
@@ -93,7 +99,10 @@ impl Heard {
         let wire = match wire {
             Some(wire) => wire,
             none => match Greeting.decode(source) {
-                Ok(Some(version)) => none.insert(Wire::new(version, CONNECT_BYTES_MAX)),
+                Ok(Some(version)) => {
+                    self.version = Some(version);
+                    none.insert(Wire::new(version, CONNECT_BYTES_MAX))
+                }
                 Ok(None) => return false,
                 Err(error) => {
                     self.end = Some(error.to_string());
