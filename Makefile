@@ -10,7 +10,7 @@ BUILT := $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 DATA ?= dunlin-data
 DEVICES ?= 50
 
-.PHONY: help run build test lint unit e2e bench clean
+.PHONY: help run build test lint unit e2e fuzz bench clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ unit: ## The Rust tests
 e2e: ## The binary with real clients, real faults
 	cargo build --workspace --bins
 	@dev/e2e.sh
+
+fuzz: ## Every decoder of outside bytes under the fuzzer (FUZZ_SECONDS=600 for each)
+	@dev/fuzz.sh
 
 bench: ## The figures of docs/performance.md
 	@dev/setup.sh test

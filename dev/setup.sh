@@ -2,6 +2,7 @@
 # Installs what is missing on Debian and nothing else. Says nothing and is quick when all is there.
 #   setup.sh build   what building needs
 #   setup.sh test    that, and what the tests need; prints nothing but where the test tools are
+#   setup.sh fuzz    what building needs, and cargo-fuzz; prints nothing but the directory it is in
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
@@ -62,6 +63,13 @@ rust_lints() {
   done
 }
 
+cargo_fuzz() {
+  local dir=$cache/cargo-fuzz-0.13.2
+  [ -x "$dir/bin/cargo-fuzz" ] ||
+    cargo install cargo-fuzz --version "${dir##*-}" --locked --quiet --root "$dir" >&2
+  echo "$dir/bin"
+}
+
 # A directory is complete once it is renamed to its final name.
 venv() {
   local dir=$cache/venv-$(cat "$here/requirements.txt" <(python3 --version) | sha256sum | cut -c1-16)
@@ -113,8 +121,15 @@ case ${1-} in
     echo "DUNLIN_TEST_VENV=$(venv)"
     echo "DUNLIN_TEST_NODE=$(node_modules)"
     ;;
+  fuzz)
+    need c++ build-essential
+    install_missing
+    rust
+    mkdir -p "$cache"
+    cargo_fuzz
+    ;;
   *)
-    sed -n '2,4s/^# *//p' "$0" >&2
+    sed -n '2,5s/^# *//p' "$0" >&2
     exit 2
     ;;
 esac

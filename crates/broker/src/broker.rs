@@ -112,6 +112,13 @@ impl Broker {
                     state.end(session, at, live);
                 }
             }
+            Change::Silenced { session } => {
+                if let Some((_, session)) = state.of(session) {
+                    state.forget_deadlines(&session);
+                    session.update_life(|life| life.will = None);
+                    state.remember_deadlines(&session);
+                }
+            }
             Change::Subscribed { session, subscriptions, at } => {
                 if let Some((tenant, session)) = state.of(session) {
                     for (filter, subscription) in subscriptions {
@@ -222,6 +229,13 @@ impl Broker {
         .collect()
     }
 
+    /// To be logged when the device may not publish any more.
+    pub fn silence(&self, tenant: &str, device: &str) -> Vec<Change<'static>> {
+        let sessions = self.tenant(tenant).all_sessions().into_iter();
+        let with_will = sessions.filter(|s| &*s.key.device == device && s.life().will.is_some());
+        with_will.map(|session| Change::Silenced { session: session.id }).collect()
+    }
+
     /// The sessions that are open, as the log has it, and have no connection here.
     pub fn abandoned(&self, partition: u16) -> Vec<Arc<Session>> {
         let state = self.partition(partition);
@@ -233,9 +247,13 @@ impl Broker {
         self.partitions[usize::from(index)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// By name.
     pub(crate) fn tenants_of(&self, partition: u16) -> Vec<Arc<Tenant>> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        tenants.values().filter(|t| self.partition_of(&t.name) == partition).cloned().collect()
+        let mut of_it: Vec<_> =
+            tenants.values().filter(|t| self.partition_of(&t.name) == partition).cloned().collect();
+        of_it.sort_by(|one, other| one.name.cmp(&other.name));
+        of_it
     }
 }
 

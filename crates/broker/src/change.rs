@@ -75,6 +75,10 @@ pub enum Change<'a> {
         session: SessionId,
         at: Timestamp,
     },
+    /// Its device may not publish any more: the will stays unsaid.
+    Silenced {
+        session: SessionId,
+    },
 }
 
 /// A message, who it is from, and who gets it of those that share.

@@ -20,6 +20,9 @@ mod tenant; // one tenant's topics and sessions
 
 mod broker; // all tenants
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing; // what must hold for any bytes
+
 pub use broker::{Broker, Counts};
 pub use change::{Change, NotAChange, Publication};
 pub use message::{Message, Properties, Qos};

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dunlin_model::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::session::SessionId;
+use crate::{retained, session::SessionId};
 
 /// How surely a message arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +62,12 @@ impl Properties {
 impl Message {
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// What it takes of the bound on retained messages: the levels of its topic too, as if no other had them.
+    pub fn retained_bytes(&self) -> usize {
+        let levels = 1 + self.topic.bytes().filter(|byte| *byte == b'/').count();
+        self.size_bytes() + levels * retained::LEVEL_BYTES
     }
 
     /// What it takes of a bound in bytes.

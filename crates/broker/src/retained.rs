@@ -6,6 +6,9 @@ use dunlin_model::Timestamp;
 
 use crate::{message::Message, topic::is_server_topic};
 
+/// What a level costs that has no other beside it: a node, and the smallest map to hold it.
+pub(crate) const LEVEL_BYTES: usize = 330;
+
 #[derive(Debug, Default)]
 pub(crate) struct Retained {
     root: Node,
@@ -16,7 +19,7 @@ pub(crate) struct Retained {
 /// Sorted, so that a subscriber gets retained messages in one order whatever the order they came in.
 #[derive(Debug, Default)]
 struct Node {
-    children: BTreeMap<Box<str>, Node>,
+    children: BTreeMap<Box<str>, Box<Node>>,
     message: Option<Arc<Message>>,
 }
 
@@ -33,27 +36,29 @@ impl Retained {
         let mut node = &mut self.root;
         for level in message.topic.split('/') {
             if !node.children.contains_key(level) {
-                node.children.insert(level.into(), Node::default());
+                node.children.insert(level.into(), Box::default());
             }
             node = node.children.get_mut(level).expect("inserted when it was missing");
         }
-        self.bytes += message.size_bytes();
+        self.bytes += message.retained_bytes();
         self.count += 1;
         if let Some(before) = node.message.replace(message) {
-            self.bytes -= before.size_bytes();
+            self.bytes -= before.retained_bytes();
             self.count -= 1;
         }
     }
 
     pub(crate) fn clear(&mut self, topic: &str) {
         if let Some(before) = self.root.clear(topic.split('/')) {
-            self.bytes -= before.size_bytes();
+            self.bytes -= before.retained_bytes();
             self.count -= 1;
         }
     }
 
     pub(crate) fn get(&self, topic: &str) -> Option<&Arc<Message>> {
-        let node = topic.split('/').try_fold(&self.root, |node, level| node.children.get(level))?;
+        let node = topic
+            .split('/')
+            .try_fold(&self.root, |node, level| node.children.get(level).map(|child| &**child))?;
         node.message.as_ref()
     }
 

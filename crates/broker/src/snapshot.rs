@@ -63,7 +63,7 @@ struct MessageState {
 }
 
 impl Broker {
-    /// The state of a partition of which all before `next` was applied, and nothing more.
+    /// The state of a partition of which all before `next` was applied, and nothing more. The same state is the same bytes.
     pub fn snapshot(&self, partition: u16, next: u64, now: Timestamp) -> Vec<u8> {
         let tenants = self.tenants_of(partition);
         let sessions = tenants.iter().flat_map(|t| t.all_sessions()).map(|s| SessionState::of(&s)).collect();
@@ -72,10 +72,7 @@ impl Broker {
             t.all_retained(now).into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
         });
         let snapshot = Snapshot { next, sessions, retained: retained.collect() };
-        let mut bytes =
-            postcard::to_extend(&snapshot, MAGIC.to_vec()).expect("a Vec takes all that is written");
-        bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
-        bytes
+        closed(postcard::to_extend(&snapshot, MAGIC.to_vec()).expect("a Vec takes all that is written"))
     }
 
     /// Brings a partition to where the snapshot was taken, and returns the offset to go on from.
@@ -116,6 +113,18 @@ impl Broker {
     }
 }
 
+/// With its checksum at the end.
+fn closed(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.extend_from_slice(&checksum(&bytes).to_le_bytes());
+    bytes
+}
+
+/// Whatever is `inside`, as a snapshot that nothing damaged.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn around(inside: &[u8]) -> Vec<u8> {
+    closed([MAGIC, inside].concat())
+}
+
 fn checksum(bytes: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }
@@ -123,12 +132,14 @@ fn checksum(bytes: &[u8]) -> u64 {
 impl SessionState {
     fn of(session: &Session) -> Self {
         let state = session.lock();
+        let mut held: Vec<u16> = state.held.iter().copied().collect();
+        held.sort_unstable();
         Self {
             id: session.id,
             key: session.key.clone(),
             subscriptions: state.subscriptions.iter().map(|(f, s)| (f.to_string(), *s)).collect(),
             life: state.life.clone(),
-            held: state.held.iter().copied().collect(),
+            held,
             next_number: state.outbox.next_number(),
             queue: state.outbox.reliable().map(|(received, entry)| QueueState::of(received, entry)).collect(),
         }

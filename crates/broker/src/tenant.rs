@@ -137,12 +137,12 @@ impl Tenant {
     /// Whether there is room for the message among the retained ones. What makes them fewer or smaller always fits.
     fn may_retain(&self, topics: &Topics, message: &Message) -> bool {
         let retained = &topics.retained;
-        let before = retained.get(&message.topic).map(|before| before.size_bytes());
+        let before = retained.get(&message.topic).map(|before| before.retained_bytes());
         let is_one_more = before.is_none() && !message.payload.is_empty();
         if is_one_more && retained.len() >= self.limits.retained_messages_max {
             return false;
         }
-        let (before, bytes) = (before.unwrap_or(0), message.size_bytes());
+        let (before, bytes) = (before.unwrap_or(0), message.retained_bytes());
         let all_bytes = (retained.size_bytes() - before).saturating_add(bytes);
         message.payload.is_empty() || bytes <= before || all_bytes <= self.limits.retained_bytes_max
     }

@@ -20,11 +20,12 @@ pub(crate) struct Tree {
 
 #[derive(Debug, Default)]
 struct Node {
-    children: HashMap<Box<str>, Node, foldhash::fast::RandomState>,
+    children: HashMap<Box<str>, Box<Node>, foldhash::fast::RandomState>,
     any_level: Option<Box<Node>>,
-    here: Leaf,
+    /// Most nodes are only on the way to others.
+    here: Option<Box<Leaf>>,
     /// Filters that end in `#` below this node.
-    below: Leaf,
+    below: Option<Box<Leaf>>,
 }
 
 /// Who has subscribed with one filter.
@@ -104,12 +105,12 @@ impl Node {
     fn grow(&mut self, path: &str) -> &mut Leaf {
         let (level, rest) = split(path);
         let child = match level {
-            "#" => return &mut self.below,
+            "#" => return self.below.get_or_insert_default(),
             "+" => self.any_level.get_or_insert_default(),
             name => self.children.entry_ref(name).or_default(),
         };
         match rest {
-            None => &mut child.here,
+            None => child.here.get_or_insert_default(),
             Some(rest) => child.grow(rest),
         }
     }
@@ -118,13 +119,13 @@ impl Node {
     fn prune(&mut self, path: &str, change: &mut impl FnMut(&mut Leaf) -> bool) -> bool {
         let (level, rest) = split(path);
         let child = match level {
-            "#" => return change(&mut self.below),
+            "#" => return prune(&mut self.below, change),
             "+" => self.any_level.as_deref_mut(),
-            name => self.children.get_mut(name),
+            name => self.children.get_mut(name).map(|child| &mut **child),
         };
         let Some(child) = child else { return false };
         let changed = match rest {
-            None => change(&mut child.here),
+            None => prune(&mut child.here, change),
             Some(rest) => child.prune(rest, change),
         };
         if child.is_empty() {
@@ -137,17 +138,17 @@ impl Node {
     }
 
     fn is_empty(&self) -> bool {
-        self.children.is_empty() && self.any_level.is_none() && self.here.is_empty() && self.below.is_empty()
+        self.children.is_empty() && self.any_level.is_none() && self.here.is_none() && self.below.is_none()
     }
 
     fn visit<'a>(&'a self, path: Option<&str>, see: &mut impl FnMut(&'a Leaf)) {
         // "a/#" matches "a" too.
-        if !self.below.is_empty() {
-            see(&self.below);
+        if let Some(below) = &self.below {
+            see(below);
         }
         let Some(path) = path else {
-            if !self.here.is_empty() {
-                see(&self.here);
+            if let Some(here) = &self.here {
+                see(here);
             }
             return;
         };
@@ -159,6 +160,16 @@ impl Node {
             child.visit(rest, see);
         }
     }
+}
+
+/// Changes the leaf, if there is one, and removes it if it has become empty.
+fn prune(place: &mut Option<Box<Leaf>>, change: &mut impl FnMut(&mut Leaf) -> bool) -> bool {
+    let Some(leaf) = place else { return false };
+    let changed = change(leaf);
+    if leaf.is_empty() {
+        *place = None;
+    }
+    changed
 }
 
 impl Leaf {

@@ -25,7 +25,8 @@ pub struct Config {
     /// Bytes of HTTP requests that are being read or not yet durable; above it requests are refused with 503, and
     /// those of one tenant above half of it.
     pub http_inflight_bytes_max: usize,
-    /// How long a client may take for its CONNECT, and for the rest of a packet it has begun.
+    /// How long a client may take for its CONNECT, and for the rest of a packet it has begun; over
+    /// HTTP, for the next part of a body.
     pub handshake_seconds_max: u16,
     /// The longest keep-alive; also holds for clients that ask for none.
     pub keepalive_seconds_max: u16,

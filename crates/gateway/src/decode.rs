@@ -40,12 +40,25 @@ pub struct Fault {
     pub detail: String,
 }
 
+/// Bytes of what is said about a message, and of its field: a refusal does not repeat what it refuses.
+const DETAIL_BYTES_MAX: usize = 1 << 10;
+const FIELD_BYTES_MAX: usize = 512;
+
 impl Fault {
     pub(crate) fn new(reason: RejectReason, field: impl Into<String>, what: impl fmt::Display) -> Self {
-        let field = field.into();
+        let field = cut(field.into(), FIELD_BYTES_MAX);
         let detail = if field.is_empty() { what.to_string() } else { format!("{field}: {what}") };
-        Self { reason, field, detail }
+        Self { reason, field, detail: cut(detail, DETAIL_BYTES_MAX) }
     }
+}
+
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max - '…'.len_utf8()));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// Who named a message: the same name from two sources is two names.

@@ -24,7 +24,7 @@ use problem::Problem;
 pub(crate) use room::HttpRoom;
 use room::Room;
 use serde::Deserialize;
-use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::{decompression::RequestDecompressionLayer, timeout::RequestBodyTimeoutLayer};
 
 use crate::{
     account::{Class, TenantAccount},
@@ -55,6 +55,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/health", get(health))
         .layer(DefaultBodyLimit::max(shared.config.message_bytes_max))
         .layer(RequestDecompressionLayer::new())
+        .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(shared.config.handshake_seconds_max.into())))
         .layer(middleware::from_fn_with_state(shared.clone(), watch))
         .with_state(shared)
 }
@@ -183,7 +184,7 @@ fn accepted(records: usize) -> Response {
 }
 
 /// What makes a request repeatable: its records are told apart by this and their place in the request.
-fn key_of(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn key_of(headers: &HeaderMap) -> Option<u64> {
     headers.get("idempotency-key").map(|key| IdSource::Key.hash(key.as_bytes()))
 }
 
@@ -261,7 +262,7 @@ impl FromRequestParts<Arc<Shared>> for Door {
 }
 
 /// What the body will be at most, if the client says so and it is not compressed.
-fn content_bytes(headers: &HeaderMap) -> Option<usize> {
+pub(crate) fn content_bytes(headers: &HeaderMap) -> Option<usize> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return None;
     }
@@ -510,6 +511,12 @@ async fn append(
         }
     }
     outcome
+}
+
+/// The token that a request shows.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn shown_token(headers: &HeaderMap, uri: &axum::http::Uri) -> Option<String> {
+    token(headers, &Query::<Parameters>::try_from_uri(uri).ok()?.0)
 }
 
 /// `Bearer` and `Token` carry it as it is; `Basic` as password, or as user name without one; InfluxDB 1 clients

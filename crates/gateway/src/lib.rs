@@ -37,6 +37,9 @@ mod arrivals; // since when something is under way
 mod logs;
 mod metrics;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing; // what must hold for any bytes
+
 pub use account::{Account, Accounts};
 pub use config::{Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport};
 pub use decode::{Entries, Entry, Fault, decode};

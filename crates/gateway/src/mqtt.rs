@@ -496,6 +496,11 @@ impl Client {
         }
     }
 
+    /// Whether the device may not publish any more.
+    fn is_disabled(&self) -> bool {
+        self.seat.ending().is_some_and(|ending| ending.code == Code::Administrative)
+    }
+
     /// Ends the session or leaves it to the log, which knows what becomes of it.
     fn close_session(&self, worker: &Worker, goodbye: Option<&Goodbye>) {
         let connection = &self.connection;
@@ -505,7 +510,7 @@ impl Client {
             let closed = Change::Closed {
                 session: session.id,
                 at: worker.shared.clock.now(),
-                with_will: goodbye.is_none_or(|g| g.with_will),
+                with_will: goodbye.is_none_or(|g| g.with_will) && !self.is_disabled(),
                 expiry_seconds: goodbye.and_then(|g| g.expiry_seconds),
             };
             worker.log_change(connection, &closed);

@@ -121,6 +121,24 @@ impl PubSub {
         }
     }
 
+    /// Takes the wills of devices that were disabled back.
+    async fn silence_disowned(&self) {
+        let mut left = Vec::new();
+        for device in self.seats.take_disowned() {
+            let mut batch = Batch::default();
+            for change in self.broker.silence(&device.tenant, &device.device) {
+                batch.push_with(|out| change.encode(out));
+            }
+            if !batch.is_empty()
+                && let Err(error) = self.journal.append(self.partition_of(&device.tenant), batch).await
+            {
+                tracing::warn!(error = chain(&error), device = %device.device, "the journal did not take a will back");
+                left.push(device);
+            }
+        }
+        self.seats.still_disowned(left);
+    }
+
     /// To be told after every append to the topic.
     pub(crate) fn appended(&self) {
         self.news.notify_one();
@@ -210,6 +228,7 @@ async fn follow(
     loop {
         let stopping = pubsub.stopping.load(Acquire);
         let mut failed = false;
+        pubsub.silence_disowned().await; // Before their time may come.
         for place in &mut places {
             if let Err(error) = place.step(&pubsub, &clock).await {
                 tracing::error!(error = chain(&error), partition = %place.at, "sessions wait");

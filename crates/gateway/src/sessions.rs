@@ -42,6 +42,8 @@ struct State {
     homes: BTreeMap<SessionKey, Home>,
     settled: Settled,
     revocations: u64,
+    /// Devices that may not publish any more, and whose wills do not know it yet.
+    disowned: Vec<SessionKey>,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,19 @@ impl Sessions {
         for (_, home) in state.homes.range_mut(first.clone()..).take_while(|(key, _)| is_of_the_device(key)) {
             home.finish(ending);
         }
+        if ending.code == Code::Administrative {
+            state.disowned.push(first);
+        }
+    }
+
+    /// The devices, with no client id, that were disabled since this was asked before.
+    pub(crate) fn take_disowned(&self) -> Vec<SessionKey> {
+        std::mem::take(&mut self.lock().disowned)
+    }
+
+    /// For whoever could not do what `take_disowned` asks for.
+    pub(crate) fn still_disowned(&self, devices: Vec<SessionKey>) {
+        self.lock().disowned.extend(devices);
     }
 
     /// Gives the client id back. To be called when all that came over the connection has its place in the log, so

@@ -7,6 +7,8 @@ use crate::wire::Version;
 const CONNECT: u8 = 1;
 const PUBLISH: u8 = 3;
 const SUBSCRIBE: u8 = 8;
+const PINGREQ: u8 = 12;
+const DISCONNECT: u8 = 14;
 
 /// Whether a packet may be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,11 @@ pub(crate) fn check(src: &[u8], version: Version, bytes_max: u32) -> Result<Chec
     let whole = rest.get(..length);
     match (first >> 4, whole) {
         (PUBLISH, _) => publish(first, length, rest, version),
-        (CONNECT | SUBSCRIBE, None) => Ok(Checked::NeedsMore),
+        // Nothing is in them (3.12.1; MQTT 3.1.1, 3.14.1).
+        (PINGREQ, _) if length > 0 => Err(DecodeError::MalformedPacket),
+        (DISCONNECT, _) if length > 0 && version == Version::V3 => Err(DecodeError::MalformedPacket),
+        // The codec would make room for all that the length promises.
+        (_, None) => Ok(Checked::NeedsMore),
         (CONNECT, Some(body)) => connect(body, version).ok_or(DecodeError::MalformedPacket),
         (SUBSCRIBE, Some(body)) => subscribe(body, version).ok_or(DecodeError::MalformedPacket),
         _ => Ok(Checked::Good),
@@ -132,4 +138,20 @@ fn variable_length(src: &[u8]) -> Result<Option<(usize, &[u8])>, DecodeError> {
         }
     }
     if src.len() >= 4 { Err(DecodeError::InvalidLength) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codec makes room for a whole packet once it has seen its length.
+    #[test]
+    fn nothing_is_begun_on_the_word_of_its_length() {
+        for version in [Version::V3, Version::V5] {
+            for kind in (0..16).filter(|kind| ![PUBLISH, PINGREQ, DISCONNECT].contains(kind)) {
+                let begun = [kind << 4, 0xff, 0xff, 0x3f, 0, 0];
+                assert_eq!(check(&begun, version, 1 << 20).ok(), Some(Checked::NeedsMore), "kind {kind}");
+            }
+        }
+    }
 }

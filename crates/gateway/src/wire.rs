@@ -595,7 +595,7 @@ impl Decoder for Wire {
             }
             match step {
                 None => return Ok(None),
-                Some(Step::Whole(inbound)) => return Ok(Some(inbound)),
+                Some(Step::Whole(inbound)) => return sound(inbound).map(Some),
                 Some(Step::Begun(publish)) => self.begun.set(Some(publish)),
                 Some(Step::Rest(payload, true)) => {
                     let publish = self.begun.take().ok_or(DecodeError::UnexpectedPayload)?;
@@ -604,6 +604,16 @@ impl Decoder for Wire {
                 Some(Step::Rest(_, false)) => return Err(DecodeError::UnexpectedPayload),
             }
         }
+    }
+}
+
+/// What a will says is not looked at again before it is passed on (MQTT 5, 1.5.4 and 3.3.2.3.5).
+fn sound(inbound: Inbound) -> Result<Inbound, DecodeError> {
+    let Inbound::Connect(Connect { will: Some(will), .. }) = &inbound else { return Ok(inbound) };
+    let is_wild = will.properties.response_topic.as_deref().is_some_and(|topic| topic.contains(['+', '#']));
+    match is_wild || will.properties.texts().any(|text| text.contains('\0')) {
+        true => Err(DecodeError::MalformedPacket),
+        false => Ok(inbound),
     }
 }
 

@@ -181,7 +181,7 @@ fn write_index(log: &Log, segment: &Segment) -> io::Result<()> {
 pub(crate) fn load_index(log_dir: &std::path::Path, sequence: u64, end: u64) -> Option<Segment> {
     let bytes = side_file::load(&index_path(log_dir, sequence)).ok()??;
     let segment: Segment = postcard::from_bytes(&bytes?).ok()?;
-    (segment.sequence == sequence && segment.end == end).then_some(segment)
+    (segment.sequence == sequence && segment.end == end && segment.is_sound()).then_some(segment)
 }
 
 /// Deletes the oldest segments that are too old or too many, up to the first that a consumer has not passed.

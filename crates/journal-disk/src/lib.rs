@@ -30,6 +30,9 @@ mod side_file; // small files that are replaced whole // partitions in one row
 mod disk; // the calls that put bytes on the disk
 mod metrics;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing; // what must hold for any bytes
+
 pub use config::{Config, InvalidConfig};
 pub use disk::{Disk, SystemDisk};
 pub use journal::{DiskJournal, OpenError};

@@ -26,7 +26,7 @@ struct Now {
     is_saved: bool,
 }
 
-type ByConsumer = BTreeMap<String, HashMap<usize, Offset>>;
+pub(crate) type ByConsumer = BTreeMap<String, HashMap<usize, Offset>>;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
@@ -101,7 +101,7 @@ impl Positions {
     }
 }
 
-fn encode(by_consumer: &ByConsumer, partitions: Partitions) -> Vec<u8> {
+pub(crate) fn encode(by_consumer: &ByConsumer, partitions: Partitions) -> Vec<u8> {
     let name = |place: usize| {
         let found = all(partitions).find(|p| partitions.place(*p) == Some(place));
         found.map(|p| p.to_string()).unwrap_or_default()
@@ -113,7 +113,7 @@ fn encode(by_consumer: &ByConsumer, partitions: Partitions) -> Vec<u8> {
     serde_json::to_vec_pretty(&Stored { format: FORMAT, positions }).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8], partitions: Partitions) -> Result<ByConsumer, String> {
+pub(crate) fn decode(bytes: &[u8], partitions: Partitions) -> Result<ByConsumer, String> {
     let stored: Stored = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if stored.format != FORMAT {
         return Err(format!("it has format {}, this version knows {FORMAT}", stored.format));

@@ -68,6 +68,19 @@ impl Segment {
         }
     }
 
+    /// Whether what was stored can be what `note` has put together.
+    pub(crate) fn is_sound(&self) -> bool {
+        let partitions = self.base.len();
+        let is_in_order = |index: &Index| {
+            index.entries.is_sorted_by(|(one, at), (next, then)| one < next && at < then)
+                && index.entries.iter().all(|(_, position)| (HEADER_BYTES..self.end).contains(position))
+        };
+        self.next.len() == partitions
+            && self.index.len() == partitions
+            && self.base.iter().zip(&self.next).all(|(base, next)| base <= next)
+            && self.index.iter().all(is_in_order)
+    }
+
     pub(crate) fn holds(&self, place: usize, offset: Offset) -> bool {
         (self.base[place]..self.next[place]).contains(&offset.0)
     }

@@ -18,6 +18,9 @@ mod cause; // an error in words
 pub mod avro; // all of these on the wire and on disk
 pub mod limits;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing; // what must hold for any bytes
+
 pub use alert::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
 pub use cause::{chain, panic_words};
 pub use clock::Clock;

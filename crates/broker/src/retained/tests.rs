@@ -5,8 +5,9 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
+    fuzzing::matches,
     message::Qos,
-    tree::tests::{filter, matches, topic},
+    tree::tests::{filter, topic},
 };
 
 fn message(topic: &str, payload: usize, expires_at: Option<i64>) -> Arc<Message> {
@@ -64,7 +65,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(retained.len(), model.len());
-            let bytes: usize = model.values().map(|message| message.size_bytes()).sum();
+            let bytes: usize = model.values().map(|message| message.retained_bytes()).sum();
             prop_assert_eq!(retained.size_bytes(), bytes);
         }
         for filter in &filters {

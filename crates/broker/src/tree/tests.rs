@@ -4,25 +4,10 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
+    fuzzing::matches,
     message::Qos,
     session::{RetainHandling, SessionKey},
 };
-
-/// Whether a filter matches, as MQTT 5, 4.7 says it, level by level.
-pub(crate) fn matches(filter: &str, topic: &str) -> bool {
-    fn levels_match(filter: &[&str], topic: &[&str]) -> bool {
-        match (filter, topic) {
-            (["#"], _) | ([], []) => true,
-            ([first, filter @ ..], [level, topic @ ..]) => {
-                (*first == "+" || first == level) && levels_match(filter, topic)
-            }
-            _ => false,
-        }
-    }
-    let of_the_server = topic.starts_with('$') && filter.starts_with(['+', '#']);
-    let (filter, topic): (Vec<_>, Vec<_>) = (filter.split('/').collect(), topic.split('/').collect());
-    !of_the_server && levels_match(&filter, &topic)
-}
 
 pub(crate) fn topic() -> impl Strategy<Value = String> {
     let level = select(vec!["", "a", "b", "$s"]);
@@ -68,7 +53,7 @@ fn reached(tree: &Tree, topic: &str) -> BTreeSet<(SessionId, u32)> {
 }
 
 fn has_no_empty_nodes(node: &Node) -> bool {
-    let children = node.children.values().chain(node.any_level.as_deref());
+    let children = node.children.values().chain(&node.any_level);
     children.fold(true, |good, child| good && !child.is_empty() && has_no_empty_nodes(child))
 }
 

@@ -36,7 +36,7 @@ fn retain_handling_and_shares_decide_what_a_subscription_brings() {
 
 #[test]
 fn the_bounds_hold_for_new_topics_and_for_larger_messages() {
-    let one = message("a", &"x".repeat(100), AtLeastOnce).size_bytes();
+    let one = message("a", &"x".repeat(100), AtLeastOnce).retained_bytes();
     let limits = Limits { retained_messages_max: 3, retained_bytes_max: 2 * one, ..LIMITS };
     let mut world = World::with(limits);
     let mut takes = |topic: &str, bytes: usize| {
@@ -48,9 +48,20 @@ fn the_bounds_hold_for_new_topics_and_for_larger_messages() {
     assert!(takes("a", 50));
     assert!(takes("a", 100));
     assert!(takes("a", 0) && takes("b", 0), "what frees is always taken");
-    let small = message("a", "", AtLeastOnce).size_bytes();
-    assert!(3 * small < 2 * one, "the number is the bound now");
+    let small = message("a", "", AtLeastOnce).retained_bytes();
+    assert!(2 * small < 2 * one);
     assert!(takes("a", 1) && takes("b", 1));
+}
+
+#[test]
+fn a_deep_topic_takes_more_of_the_bound_than_a_shallow_one() {
+    let shallow = message("a", "x", AtLeastOnce).retained_bytes();
+    let deep = "/".repeat(60);
+    let takes = |bytes: usize, topic: &str| {
+        let mut world = World::with(Limits { retained_bytes_max: bytes, ..LIMITS });
+        world.publish(message(topic, "x", AtLeastOnce).retained()) != Published::RetainedFull
+    };
+    assert!(takes(shallow, "a") && !takes(10 * shallow, &deep) && takes(100 * shallow, &deep));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use dunlin_broker::{Change, Qos::AtLeastOnce, Qos::AtMostOnce, Qos::ExactlyOnce};
 
-use crate::world::{Open, World, lasting, message, seconds, sent, subscription, will, with_will};
+use crate::world::{Open, World, key, lasting, message, seconds, sent, subscription, will, with_will};
 
 /// A world, and a client that hears of all wills.
 fn with_a_listener() -> (World, std::sync::Arc<dunlin_broker::Session>) {
@@ -87,6 +87,28 @@ fn a_will_is_not_said_after_a_goodbye_or_when_the_client_comes_back() {
     world.pass(seconds(1_000));
     assert_eq!(sent(&listener, world.now), NOTHING);
     assert!(world.session("client").is_some(), "it is connected");
+}
+
+#[test]
+fn a_device_that_may_not_publish_any_more_leaves_no_will() {
+    for is_there in [true, false] {
+        let (mut world, listener) = with_a_listener();
+        let session = world.open("client", with_will(100, will("gone", 10)));
+        if !is_there {
+            world.close(&session, true);
+        }
+        let key = key("client");
+        assert!(world.broker.silence(&key.tenant, "other").is_empty());
+        for change in world.broker.silence(&key.tenant, &key.device) {
+            world.log(&change);
+        }
+        if is_there {
+            world.close(&session, true);
+        }
+        world.pass(seconds(1_000));
+        assert_eq!(sent(&listener, world.now), NOTHING);
+        assert!(world.session("client").is_none(), "it ends as it would have");
+    }
 }
 
 /// Its client came back while the server was writing down that it had not.

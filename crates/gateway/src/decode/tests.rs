@@ -93,6 +93,17 @@ fn what_cannot_be_stored_is_named() {
 }
 
 #[test]
+fn a_refusal_does_not_repeat_what_it_refuses() {
+    let long = "é".repeat(100_000);
+    for json in [format!("\"{long}\""), format!("{{\"{long}\":1}}"), format!("{{\"values\":\"{long}\"}}")] {
+        let arena = Bump::new();
+        let fault = decode(json.as_bytes(), &arena).unwrap_err();
+        assert!(fault.detail.len() <= 1 << 10 && fault.field.len() <= 512, "{} bytes", fault.detail.len());
+        assert!(fault.detail.ends_with(|c: char| c == '…' || c.is_ascii()), "{fault}");
+    }
+}
+
+#[test]
 fn depth_is_refused_before_it_hurts() {
     for open in ["[", "{\"a\":"] {
         let arena = Bump::new();

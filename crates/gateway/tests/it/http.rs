@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, io::Write};
+use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use dunlin_gateway::Config;
 use dunlin_journal::AppendError;
@@ -144,6 +144,18 @@ async fn a_body_that_stops_on_its_way_is_none_that_was_refused() {
     let mut answer = Vec::new();
     let _closed = half.read_to_end(&mut answer).await;
     assert_eq!(lab.account().rejected, BTreeMap::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_go_on_is_not_waited_for() {
+    let lab = Lab::with(Config { workers: 1, handshake_seconds_max: 1, ..Config::default() }).await;
+    let mut stalled = lab.http_connection().await;
+    let head = "POST /v1/telemetry HTTP/1.1\r\nhost: x\r\nauthorization: Bearer probe\r\ncontent-length: 100\r\n\r\n{";
+    stalled.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(20), stalled.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+    assert!(lab.rejected().await.is_empty(), "it was not sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,9 @@
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use dunlin_model::{Clock, DeviceId, DeviceType, Event, Rejected, TenantId, Times
 use futures::{FutureExt, future::BoxFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     net::TcpStream,
     sync::watch,
 };
@@ -145,6 +148,7 @@ pub(crate) struct Names {
     /// Questions for children.
     asked: Mutex<u32>,
     revoked: Mutex<Vec<String>>,
+    failing: AtomicBool,
     /// Answers that are known and not given yet, while somebody holds them back.
     held: watch::Sender<Option<u32>>,
 }
@@ -152,6 +156,11 @@ pub(crate) struct Names {
 impl Names {
     pub(crate) fn asked(&self) -> u32 {
         *self.asked.lock().unwrap()
+    }
+
+    /// Whether nobody can tell anything from here on.
+    pub(crate) fn fail(&self, failing: bool) {
+        self.failing.store(failing, Relaxed);
     }
 
     /// From here on nobody is admitted by that name.
@@ -191,6 +200,7 @@ impl Directory for Names {
             let answer = match device {
                 "off" => Err(Denied::Disabled),
                 "down" => Err(Denied::Unavailable("out for lunch".into())),
+                _ if self.failing.load(Relaxed) => Err(Denied::Unavailable("not to be read".into())),
                 "unknown" => Err(Denied::UnknownToken),
                 _ if self.is_revoked(&token) => Err(Denied::UnknownToken),
                 name => Ok(Admitted {
@@ -234,8 +244,11 @@ impl Directory for Names {
             "beyond" => Err(Denied::TooManyChildren { children_max: 3 }),
             _ => Ok((name, "child".parse().unwrap())),
         };
-        let answers = names.into_iter().map(answer).collect();
-        Box::pin(async move { Ok(answers) })
+        let answers = match self.failing.load(Relaxed) {
+            true => Err(Denied::Unavailable("not to be read".into())),
+            false => Ok(names.into_iter().map(answer).collect()),
+        };
+        Box::pin(async move { answers })
     }
 }
 
@@ -470,6 +483,12 @@ impl Client {
         let _closed = self.0.write_all(bytes).await;
     }
 
+    /// To read and write at the same time.
+    pub(crate) fn split(self) -> (Reader, Writer) {
+        let (reader, writer) = tokio::io::split(self.0);
+        (Reader(reader), Writer(writer))
+    }
+
     /// Whether the server has closed, having said nothing.
     pub(crate) fn is_over(&mut self) -> bool {
         self.0
@@ -520,6 +539,30 @@ impl Client {
     pub(crate) async fn pings(&mut self) -> bool {
         self.send(&[0xC0, 0]).await;
         self.packet().await.as_deref() == Some(&[0xD0, 0])
+    }
+}
+
+/// What comes to a client.
+pub(crate) struct Reader(ReadHalf<Box<dyn Pipe>>);
+
+impl Reader {
+    /// Whether anything more came.
+    pub(crate) async fn takes_some(&mut self) -> bool {
+        let reading = tokio::time::timeout(PATIENCE, self.0.read(&mut [0; 4096])).await;
+        matches!(reading.expect("something or the end"), Ok(1..))
+    }
+}
+
+/// What a client says.
+pub(crate) struct Writer(WriteHalf<Box<dyn Pipe>>);
+
+impl Writer {
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) {
+        let _closed = self.0.write_all(bytes).await;
+    }
+
+    pub(crate) async fn says_no_more(&mut self) {
+        let _closed = self.0.shutdown().await;
     }
 }
 

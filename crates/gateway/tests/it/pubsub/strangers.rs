@@ -1,7 +1,15 @@
-use dunlin_gateway::Revoked;
-use dunlin_model::TenantId;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering::Relaxed},
+};
+
+use dunlin_broker::Change;
+use dunlin_gateway::{Config, Revoked};
+use dunlin_journal::Topic;
+use dunlin_model::{Clock, TenantId, Timestamp};
 
 use super::*;
+use crate::lab::NOW_MILLIS;
 
 /// CONNECT of MQTT 3.1.1 for a lasting session, with a client id that is not the token.
 fn lasting_as(client_id: &str, token: &str) -> Vec<u8> {
@@ -104,6 +112,69 @@ async fn a_revoked_device_gets_nothing_that_waited_for_it() {
             }
         }
     }
+}
+
+/// CONNECT of MQTT 5 for a session of a minute, with a will that waits for ten seconds.
+fn with_delayed_will(token: &str) -> Vec<u8> {
+    const USER_NAME_AND_WILL: u8 = 0x80 | 0x04 | 1 << 3;
+    let mut body = text("MQTT");
+    body.extend_from_slice(&[5, USER_NAME_AND_WILL, 0, 60, 5, 0x11, 0, 0, 0, 60]);
+    body.extend(text(token));
+    body.extend_from_slice(&[5, 0x18, 0, 0, 0, 10]);
+    body.extend(text("wills"));
+    body.extend(text(token));
+    body.extend(text(token));
+    frame(0x10, &body)
+}
+
+/// Until the log of the sessions holds so many such changes.
+async fn until_logged(lab: &Lab, is_one: impl Fn(&Change<'_>) -> bool, count: usize) {
+    loop {
+        let log = lab.raw(Topic::Sessions).await;
+        if log.iter().filter(|bytes| is_one(&Change::decode(bytes).unwrap())).count() >= count {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_device_leaves_no_will() {
+    let now = Arc::new(AtomicI64::new(NOW_MILLIS));
+    let ticking = now.clone();
+    let clock = Clock::new(move || Timestamp::from_millis(ticking.load(Relaxed)).unwrap());
+    let lab = Lab::timed(Config { workers: 1, ..Config::default() }, clock).await;
+    let mut reader = lab.connected(4, "reader").await;
+    subscribed(&mut reader, 4, "wills", 1).await;
+    let mut clients = Vec::new();
+    for token in ["there", "away", "good", "renewed"] {
+        let mut client = lab.client().await;
+        client.send(&with_delayed_will(token)).await;
+        assert_eq!(connack_code(&client.packet().await.unwrap()), 0);
+        clients.push(client);
+    }
+    let [mut there, away, good, mut renewed] = clients.try_into().ok().unwrap();
+    drop((away, good));
+    until_logged(&lab, |change| matches!(change, Change::Closed { .. }), 2).await;
+    let revoke = |token: &str, what| {
+        lab.directory.revoke(token);
+        lab.gateway.access().revoke(&TenantId::default_tenant(), &token.parse().unwrap(), what);
+    };
+    revoke("away", Revoked::Device);
+    until_logged(&lab, |change| matches!(change, Change::Silenced { .. }), 1).await;
+    revoke("there", Revoked::Device);
+    revoke("renewed", Revoked::Token);
+    assert!(there.ends().await && renewed.ends().await);
+    until_logged(&lab, |change| matches!(change, Change::Closed { .. }), 4).await;
+    now.fetch_add(20_000, Relaxed);
+    let mut said = [received(&mut reader, 4).await.1, received(&mut reader, 4).await.1];
+    said.sort();
+    assert_eq!(said, ["good", "renewed"]);
+    now.fetch_add(100_000, Relaxed);
+    while lab.metric("dunlin_mqtt_sessions{tenant=\"default\"}") > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await; // Until all of them are over.
+    }
+    assert!(reader.pings().await, "and nobody else");
 }
 
 #[tokio::test(flavor = "multi_thread")]
