@@ -238,7 +238,7 @@ def idle_memory(connections=10_000):
     dunlin = Dunlin()
     try:
         tokens = dunlin.tokens()
-        command = [TARGET / "dunlin-load", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", tokens, "--idle"]
+        command = [TARGET / "dunlin-load", "idle", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", tokens, "-c"]
         # The allocator's first growth is not the connections'.
         subprocess.run([*command, "100", "--duration", "2s"], check=True, capture_output=True)
         before = dunlin.memory()
