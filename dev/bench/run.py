@@ -3,9 +3,11 @@
 
 Every figure is a ratio within one run, peers interleaved on the same machine, raw numbers beside it. Prints a Markdown
 table; progress goes to standard error."""
+import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -17,11 +19,27 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "dev"))
+import check_acked  # noqa: E402
+import on_the_wire  # noqa: E402
+from storm import Crowd  # noqa: E402
+
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / os.environ.get("PROFILE", "release")
 MOSQUITTO = ROOT / "dev/services/mosquitto.sh"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3))
 SECONDS = int(os.environ.get("BENCH_SECONDS", 8))
 DEVICES = 100
+CORES = os.cpu_count()
+# The guard turns a benchmark away: clients of one address do not connect thousands of times a second.
+UNGUARDED = """
+[gateway.guard]
+address_connects_per_second_max = 1000000
+address_connects_burst_max = 1000000
+connects_per_second_max = 1000000
+connects_burst_max = 1000000
+client_connects_per_minute_max = 1000000
+"""
+DEVICE = "load-0"  # The one with a certificate.
 RULES = '[[rule]]\nname = "hot"\nwhen = "avg(temperature) over 1m > 80 for 2m, clear below 75"\n'
 
 
@@ -35,16 +53,50 @@ def free_port():
         return s.getsockname()[1]
 
 
-class Dunlin:
-    """The platform on a directory of its own."""
+def tls_config(certificates, mqtts, https, client_certificates):
+    """Doors with TLS beside the plain ones (docs/doors.md)."""
+    return f"""
+[https]
+address = "127.0.0.1:{https}"
 
-    def __init__(self, config="", rules=RULES):
+[tls]
+certificate = "{certificates}/server.pem"
+key = "{certificates}/server.key"
+
+[[tls.client_ca]]
+file = "{certificates}/ca.pem"
+tenant = "default"
+
+[[gateway.listener]]
+address = "127.0.0.1:{mqtts}"
+tls = true
+client_certificates = "{client_certificates}"
+"""
+
+
+class Dunlin:
+    """The platform on a directory of its own; with TLS too if it is said whether clients need certificates."""
+
+    def __init__(self, config="", rules=RULES, client_certificates=None):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="dunlin-bench-", dir=os.environ.get("BENCH_DIR")))
         self.mqtt, self.http = free_port(), free_port()
         (self.dir / "rules").mkdir()
         (self.dir / "rules/bench.toml").write_text(rules)
+        if client_certificates:
+            self.certificates = self.dir / "certificates"
+            subprocess.run([TARGET / "dunlin-load", "certificates", self.certificates, DEVICE], check=True)
+            self.mqtts, self.https = free_port(), free_port()
+            config = tls_config(self.certificates, self.mqtts, self.https, client_certificates) + config
         (self.dir / "dunlin.toml").write_text(config)
         self.start()
+
+    def tls(self, *options):
+        """What the loader needs to speak TLS."""
+        return ["--tls-authority", self.certificates / "ca.pem", *options]
+
+    def mutual_tls(self, *options):
+        own = self.certificates / DEVICE
+        return self.tls("--tls-certificate", f"{own}.pem", "--tls-key", f"{own}.key", *options)
 
     def start(self):
         began = time.monotonic()
@@ -71,7 +123,16 @@ class Dunlin:
 
     def tokens(self, count=DEVICES):
         file = self.dir / "tokens"
-        lines = [self.api("/v1/devices", {"name": f"load-{n}"})["token"] + f" load-{n}" for n in range(count)]
+        # Over one connection: a storm has thousands of devices.
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=60)
+        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        lines = []
+        for n in range(count):
+            connection.request("POST", "/v1/devices", json.dumps({"name": f"load-{n}"}), headers)
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status in (200, 201), body
+            lines.append(json.loads(body)["token"] + f" load-{n}")
         file.write_text("\n".join(lines) + "\n")
         return file
 
@@ -91,6 +152,16 @@ class Dunlin:
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
+    def cpu_seconds(self):
+        """Processor time that the process has taken so far."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def query_csv(self, sql, path):
+        with open(path, "w") as out:
+            subprocess.run([TARGET / "dunlin", "query", sql, "--format", "csv", "--url", f"http://127.0.0.1:{self.http}"],
+                           check=True, stdout=out, env=os.environ | {"DUNLIN_TOKEN": self.token})
+
     def end(self, how=signal.SIGTERM):
         self.process.send_signal(how)
         self.process.wait()
@@ -100,11 +171,25 @@ class Dunlin:
         shutil.rmtree(self.dir)
 
 
-def load(port, *options):
-    command = [TARGET / "dunlin-load", "--target", f"127.0.0.1:{port}", "--warm-up", "2s", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def load(port, *options, command=()):
+    line = [TARGET / "dunlin-load", *command, "--target", f"127.0.0.1:{port}", "--warm-up", "2s", *map(str, options)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+class Mosquitto:
+    """Debian's, which keeps nothing."""
+
+    def __enter__(self):
+        self.dir, self.port = tempfile.mkdtemp(), free_port()
+        subprocess.run([MOSQUITTO, "start", str(self.port), self.dir], check=True)
+        subprocess.run([MOSQUITTO, "ready", str(self.port)], check=True)
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run([MOSQUITTO, "stop", self.dir], check=False)
+        shutil.rmtree(self.dir)
 
 
 class NullSink:
@@ -132,16 +217,13 @@ def null_sink():
 
 def durable():
     """QoS 1 with PUBACK after fdatasync beside mosquitto, which keeps nothing."""
-    broker = tempfile.mkdtemp()
-    port = free_port()
-    subprocess.run([MOSQUITTO, "start", str(port), broker], check=True)
-    subprocess.run([MOSQUITTO, "ready", str(port)], check=True)
     dunlin = Dunlin()
-    tokens = dunlin.tokens()
     ours, theirs = [], []
     try:
+        tokens = dunlin.tokens()
         for n in range(ROUNDS):
-            theirs.append(load(port, "--duration", f"{SECONDS}s", "--payload-bytes", 128)["acked_per_second"])
+            with Mosquitto() as mosquitto:
+                theirs.append(load(mosquitto.port, "--duration", f"{SECONDS}s", "--payload-bytes", 128)["acked_per_second"])
             # Each round has numbers of its own: a repetition would be a duplicate.
             ours.append(load(dunlin.mqtt, "--duration", f"{SECONDS}s", "--payload-bytes", 128, "--tokens", tokens,
                              "--seq-first", 1_000_000_000 + n * 100_000_000)["acked_per_second"])
@@ -149,7 +231,6 @@ def durable():
             dunlin.settle()
         dunlin.ledger()
     finally:
-        subprocess.run([MOSQUITTO, "stop", broker], check=False)
         dunlin.remove()
     a, b = statistics.median(ours), statistics.median(theirs)
     return ("QoS 1 msg/s, PUBACK after fdatasync, 128 B, 100 x 50 / mosquitto", f"{a / b:.2f}", "3", "6",
@@ -238,7 +319,7 @@ def idle_memory(connections=10_000):
     dunlin = Dunlin()
     try:
         tokens = dunlin.tokens()
-        command = [TARGET / "dunlin-load", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", tokens, "--idle"]
+        command = [TARGET / "dunlin-load", "idle", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", tokens, "-c"]
         # The allocator's first growth is not the connections'.
         subprocess.run([*command, "100", "--duration", "2s"], check=True, capture_output=True)
         before = dunlin.memory()
@@ -303,8 +384,246 @@ def bytes_per_reading():
     return "bytes on disk per stored reading, after compaction", line.split()[-1], "2.0", "1.0", line.strip()
 
 
-FIGURES = {f.__name__: f for f in (null_sink, durable, end_to_end, ack_latency, idle_memory, journal_append,
-                                   bytes_per_reading, restart)}
+def median_ratio(ours, theirs):
+    a, b = statistics.median(ours), statistics.median(theirs)
+    return f"{a / b:.2f}", f"{a:.0f} / {b:.0f}"
+
+
+def connects():
+    """TCP connect, CONNECT, CONNACK, DISCONNECT, close, each time with another client id, 100 at the same time."""
+    dunlin = Dunlin(UNGUARDED)
+    ours, theirs = [], []
+    options = ["--duration", f"{SECONDS}s", "--clients", 100]
+    try:
+        tokens = dunlin.tokens()
+        for _ in range(ROUNDS):
+            with Mosquitto() as mosquitto:
+                their = load(mosquitto.port, *options, command=["connects"])
+            our = load(dunlin.mqtt, *options, "--tokens", tokens, command=["connects"])
+            assert not (our["failed"] or our["refused"] or their["failed"] or their["refused"]), (our, their)
+            ours.append(our["accepted_per_second"])
+            theirs.append(their["accepted_per_second"])
+            say(f"connects: dunlin {ours[-1]:.0f}/s, mosquitto {theirs[-1]:.0f}/s")
+            dunlin.settle()
+    finally:
+        dunlin.remove()
+    ratio, raw = median_ratio(ours, theirs)
+    return "connects/s without TLS, 100 at a time / mosquitto", ratio, "1", "2", raw
+
+
+def openssl_ceiling():
+    """Mutual TLS 1.3 handshakes a second that the cryptography alone would allow the server on all cores.
+
+    The server signs once (its CertificateVerify), verifies twice (the client's CertificateVerify, and the authority's
+    signature on the client's certificate), and derives one shared secret:
+
+        1 / (1 / sign + 2 / verify + 1 / ecdh)
+
+    with ECDSA P-256 and X25519 as `openssl speed` measures them on all cores at the same time. Making the ephemeral
+    key, hashing and the symmetric ciphers are left out, so the ceiling is rather too high than too low."""
+    out = subprocess.run(["openssl", "speed", "-seconds", "3", "-multi", str(CORES), "ecdsap256", "ecdhx25519"],
+                         capture_output=True, text=True, check=True).stdout
+    sign, verify = re.search(r"ecdsa \(nistp256\) .* ([\d.]+) +([\d.]+)$", out, re.M).groups()
+    derive = re.search(r"ecdh \(X25519\) .* ([\d.]+)$", out, re.M).group(1)
+    say(f"openssl speed on {CORES} cores: sign {sign}/s, verify {verify}/s, X25519 {derive}/s")
+    return 1 / (1 / float(sign) + 2 / float(verify) + 1 / float(derive))
+
+
+def mtls_handshakes():
+    """Full mutual handshakes, none resumed, each with CONNECT and CONNACK behind it, so that the server has agreed.
+
+    The loader shares the cores and its half of a handshake costs as much, so what counts is what the server could do
+    with all cores to itself: handshakes by processor second of the server, times cores."""
+    dunlin = Dunlin(UNGUARDED, client_certificates="required")
+    ratios, raw = [], []
+    options = ["--duration", f"{SECONDS}s", "--clients", 100]
+    try:
+        tokens = dunlin.tokens(1)
+
+        def run(port, *more):
+            before = dunlin.cpu_seconds()
+            report = load(port, *options, *more, command=["connects"])
+            assert not (report["failed"] or report["refused"] or report["resumed"]), report
+            return report["accepted"] / (dunlin.cpu_seconds() - before) * CORES, report["accepted_per_second"]
+
+        for _ in range(ROUNDS):
+            ceiling = openssl_ceiling()
+            able, seen = run(dunlin.mqtts, *dunlin.mutual_tls())
+            plain, _ = run(dunlin.mqtt, "--tokens", tokens)
+            ratios.append(able / ceiling)
+            raw.append(f"{able:.0f} / {ceiling:.0f} (seen {seen:.0f}/s beside the loader; without TLS {plain:.0f})")
+            say(f"mutual TLS: {raw[-1]}")
+            dunlin.settle()
+    finally:
+        dunlin.remove()
+    return ("mutual-TLS handshakes/s with CONNECT, by processor second of the server x cores / openssl-speed ceiling "
+            "1/(1/sign + 2/verify + 1/ecdh), ECDSA P-256 and X25519", f"{statistics.median(ratios):.2f}", "0.6", "0.8",
+            "; ".join(raw))
+
+
+def fan_out():
+    """Closed loop: a publisher has 8 messages on their way; who sends faster measures how a broker drops."""
+    dunlin = Dunlin()
+    ours, theirs, lost = [], [], [0, 0]
+    options = ["--duration", f"{SECONDS}s", "--subscribers", 1000, "--publishers", 5, "--payload-bytes", 128]
+    try:
+        tokens = dunlin.tokens()
+        for _ in range(ROUNDS):
+            with Mosquitto() as mosquitto:
+                their = load(mosquitto.port, *options, command=["fan-out"])
+            our = load(dunlin.mqtt, *options, "--tokens", tokens, command=["fan-out"])
+            ours.append(our["deliveries_per_second"])
+            theirs.append(their["deliveries_per_second"])
+            lost = [lost[0] + our["lost"], lost[1] + their["lost"]]
+            say(f"fan-out: dunlin {ours[-1]:.0f}/s ({our['lost']} lost, p99 {our['latency_micros']['p99'] / 1e3:.1f} ms), "
+                f"mosquitto {theirs[-1]:.0f}/s ({their['lost']} lost, p99 {their['latency_micros']['p99'] / 1e3:.1f} ms)")
+    finally:
+        dunlin.remove()
+    ratio, raw = median_ratio(ours, theirs)
+    return ("QoS 0 deliveries/s, 5 publishers, 1,000 subscribers, 128 B / mosquitto", ratio, "2", "4",
+            f"{raw}; lost {lost[0]} / {lost[1]}")
+
+
+def tls_durable():
+    dunlin = Dunlin(client_certificates="none")
+    encrypted, plain = [], []
+    options = ["--duration", f"{SECONDS}s", "--payload-bytes", 128]
+    try:
+        options += ["--tokens", dunlin.tokens()]
+        for n in range(ROUNDS):
+            seq = 1_000_000_000 + n * 200_000_000
+            plain.append(load(dunlin.mqtt, *options, "--seq-first", seq)["acked_per_second"])
+            dunlin.settle()
+            seq += 100_000_000
+            encrypted.append(load(dunlin.mqtts, *options, "--seq-first", seq, *dunlin.tls())["acked_per_second"])
+            dunlin.settle()
+            say(f"durable: with TLS {encrypted[-1]:.0f}/s, without {plain[-1]:.0f}/s")
+    finally:
+        dunlin.remove()
+    ratio, raw = median_ratio(encrypted, plain)
+    return "QoS 1 msg/s durable with TLS / without", ratio, "0.6", "0.8", raw
+
+
+def http_or_mqtt():
+    """What one message costs; prints the table of docs/http-or-mqtt.md."""
+    dunlin = Dunlin(UNGUARDED, client_certificates="none")
+    seq = iter(range(1_000_000_000, 9_000_000_000, 20_000_000))
+    lines = []
+    try:
+        tokens = dunlin.tokens()
+        token = tokens.read_text().split()[0]
+        time.sleep(3)
+        before = dunlin.cpu_seconds()
+        time.sleep(5)
+        idle = (dunlin.cpu_seconds() - before) / 5
+        devices = on_the_wire.Devices(token, dunlin.certificates / "ca.pem")
+        # How the loader does the same: command, options, messages a second for the processor's and the latency's sake.
+        ways = {
+            ("MQTT", "kept"): ((), ["--connections", 100, "--payload-bytes", 128], 2_000, 1),
+            ("MQTT", "cold"): (["connects"], ["--clients", 100, "--publish-bytes", 128], 500, 1),
+            ("HTTP", "kept"): (["http"], ["--clients", 100, "--record-bytes", 128], 2_000, 1),
+            ("HTTP", "cold"): (["http"], ["--clients", 100, "--record-bytes", 128, "--close"], 500, 1),
+            ("HTTP, 100 records a request", "kept"):
+                (["http"], ["--clients", 20, "--record-bytes", 128, "--records", 100], 20, 100),
+        }
+        for (protocol, connection), (command, options, rate, records) in ways.items():
+            for tls in (None, "TLS", "TLS resumed"):
+                if tls == "TLS resumed" and connection == "kept":
+                    continue
+                web = protocol.startswith("HTTP")
+                port = {(False, False): dunlin.mqtt, (False, True): dunlin.mqtts, (True, False): dunlin.http,
+                        (True, True): dunlin.https}[web, bool(tls)]
+                wire = devices.measure("http" if web else "mqtt", port, connection == "kept", tls, records)
+                more = [] if tls is None else dunlin.tls(*(["--tls-resume"] if tls == "TLS resumed" else []))
+                used, latencies = [], []
+                for _ in range(ROUNDS):
+                    before, began = dunlin.cpu_seconds(), time.monotonic()
+                    report = load(port, *options, "--duration", f"{SECONDS}s", "--rate", rate, "--tokens", tokens,
+                                  "--seq-first", next(seq), *more, command=command)
+                    dunlin.settle()
+                    spent = dunlin.cpu_seconds() - before - idle * (time.monotonic() - began)
+                    done = report["acked"] if "acked" in report else report["accepted"]
+                    used.append(spent / (done * records) * 1e6)
+                    latencies.append(report["latency_micros"])
+                p50, p99 = (statistics.median(one[name] for one in latencies) / 1e3 for name in ("p50", "p99"))
+                name = f"{protocol}, {'kept connection' if connection == 'kept' else 'new connection each time'}"
+                if tls:
+                    name += f", {tls}"
+                trips = f"{wire['round_trips']:.1f}"
+                lines.append((name, f"{wire['sent']:.0f}", f"{wire['received']:.0f}", f"{wire['packets']:.1f}",
+                              trips, f"{statistics.median(used):.0f}", f"{p50:.2f}", f"{p99:.2f}"))
+                say(f"http or mqtt: {' | '.join(lines[-1])}")
+    finally:
+        dunlin.remove()
+    print("| a message of 128 bytes by | bytes sent | bytes received | packets | round trips | server CPU, us | p50, ms | "
+          "p99, ms |\n|---|---|---|---|---|---|---|---|")
+    for line in lines:
+        print("| " + " | ".join(line) + " |")
+    print()
+    by_name = {line[0]: line for line in lines}
+    mqtt, web = (by_name[f"{protocol}, kept connection"] for protocol in ("MQTT", "HTTP"))
+    return ("HTTP / MQTT on a kept connection: bytes on the wire; server CPU",
+            f"{(int(web[1]) + int(web[2])) / (int(mqtt[1]) + int(mqtt[2])):.1f}; {float(web[5]) / float(mqtt[5]):.1f}",
+            "-", "-", "the table of docs/http-or-mqtt.md")
+
+
+def storm(idle=15_000, active=200, processes=3):
+    """kill -9 with the whole fleet connected, and 3 s of nothing; all come back by themselves."""
+    dunlin = Dunlin()
+    crowd = publishers = None
+    seconds = 150
+    try:
+        tokens = dunlin.tokens(idle + active)
+        lines = tokens.read_text().splitlines(keepends=True)
+        of_active, of_idle, record = (dunlin.dir / name for name in ("active", "idle", "record.csv"))
+        of_active.write_text("".join(lines[:active]))
+        of_idle.write_text("".join(lines[active:]))
+        crowd = Crowd(TARGET / "dunlin-load", dunlin.mqtt, of_idle, idle, processes, "--reconnect-for", "10m")
+        crowd.wait_held()
+        publishers = subprocess.Popen(
+            [TARGET / "dunlin-load", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", of_active, "--connections",
+             str(active), "--rate", str(active * 10), "--warm-up", "0s", "--duration", f"{seconds}s", "--drain", "60s",
+             "--record", record, "--reconnect-for", "10m", "--backoff-first", "1s", "--backoff-max", "30s"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        took = []
+        for _ in range(2):
+            while dunlin.api("/v1/status")["connections"] < idle + active:
+                assert publishers.poll() is None, publishers.stderr.read()
+                time.sleep(0.1)
+            time.sleep(5)
+            killed = time.monotonic()
+            dunlin.end(signal.SIGKILL)
+            time.sleep(3)
+            dunlin.start()
+            back = crowd.wait_back(120)
+            while dunlin.api("/v1/status")["connections"] < idle + active:
+                time.sleep(0.05)
+            took.append(time.monotonic() - killed)
+            say(f"storm: all {idle + active} back {took[-1]:.1f} s after kill -9; {back}")
+        out, errors = publishers.communicate(timeout=seconds + 120)
+        assert publishers.returncode == 0, errors
+        report = json.loads(out)
+        assert report["reconnects"] >= 2 * active and report["unknown"] == 0, report
+        dunlin.settle()
+        stored = dunlin.dir / "stored.csv"
+        dunlin.query_csv("SELECT device, CAST(seq AS BIGINT) AS seq, temperature FROM default WHERE seq IS NOT NULL", stored)
+        result = check_acked.check([record], stored)
+        assert result["holds"], result
+    finally:
+        if crowd:
+            crowd.close()
+        if publishers:
+            publishers.kill()
+            publishers.wait()
+        dunlin.remove()
+    return (f"{idle:,} idle + {active} active connections, kill -9, 3 s down: until all are back",
+            f"{max(took):.1f} s", "60 s", "-",
+            f"{' '.join(f'{t:.1f}' for t in took)} s; {result['acked']} acknowledged, {result['lost']} lost")
+
+
+FIGURES = {f.__name__: f for f in (null_sink, durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
+                                   tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
+                                   http_or_mqtt)}
 
 
 def main():
@@ -318,4 +637,5 @@ def main():
         print("| " + " | ".join(row) + " |")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,47 +9,39 @@
 
 mod lane; // one connection
 mod outcomes; // what became of each message
-mod payload; // what is sent
-mod schedule; // when
+mod ring; // what is sent
 
 use std::{
     io,
-    mem::MaybeUninit,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
-use rustix::{
-    event::{Timespec, epoll},
-    io::Errno,
-};
+use rand::{SeedableRng, rngs::SmallRng};
 use serde::Serialize;
 
 use self::{
     lane::{Answers, Lane, Link, Lost},
-    payload::Ring,
-    schedule::Schedule,
+    ring::Ring,
 };
 use crate::{
+    backoff::Backoff,
+    latency::{Latencies, Latency, cpu_seconds},
+    payload::{Payload, SEQ_FIRST, SEQ_LAST},
+    poll::Poll,
+    schedule::Schedule,
     sockets,
+    stream::Stream,
+    tls::Tls,
     wire::{self, Connect, Version, WireError},
 };
 
-pub use self::{
-    outcomes::{Outcome, Outcomes, Run},
-    payload::{Payload, SEQ_FIRST, SEQ_LAST},
-};
+pub use self::outcomes::{Outcome, Outcomes, Run};
 
 /// Messages in flight on one connection.
 pub const WINDOW_MAX: u16 = 4_096;
-/// Waits between two tries to connect again.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(1);
-/// Latencies that are told apart, in nanoseconds; longer ones count as the longest.
-const LATENCY_NANOS_MAX: u64 = 600_000_000_000;
-const EVENTS_MAX: usize = 1_024;
+/// Waits between two tries to connect again, if nothing else is wished.
+pub const BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_secs(1) };
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A device to speak as: its access token, and its name for the record.
@@ -83,8 +75,12 @@ pub struct Config {
     pub record: bool,
     /// For how long a lost connection is tried again; zero makes a lost connection an error.
     pub reconnect_for: Duration,
+    pub backoff: Backoff,
+    /// Of the waits before a connection is tried again.
+    pub seed: u64,
     /// Sessions end with their connection, also those that are tried again.
     pub clean_sessions: bool,
+    pub tls: Option<Tls>,
 }
 
 /// What happened.
@@ -106,23 +102,12 @@ pub struct Report {
     /// Due by the schedule and never sent, because the window stayed full to the end.
     pub unsent: u64,
     pub reconnects: u64,
+    /// Of the messages due in the measured time.
     pub latency_micros: Latency,
     /// Processor time of the loader itself.
     pub loader_cpu_seconds: f64,
     #[serde(skip)]
     pub record: Vec<(String, Outcomes)>,
-}
-
-/// Latencies of the messages due in the measured time, in microseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Latency {
-    pub count: u64,
-    pub mean: f64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p999: f64,
-    pub max: f64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +121,7 @@ pub enum LoadError {
     #[error("connection of {device} lost: {reason}")]
     Lost { device: String, reason: String },
     #[error("wait for the sockets")]
-    Poll(#[source] io::Error),
+    Poll(#[from] io::Error),
 }
 
 /// Runs to the end of the measured time and the answers to what was sent in it. Blocks the thread.
@@ -172,13 +157,15 @@ fn check(config: &Config) -> Result<(), LoadError> {
 
 struct Load<'a> {
     config: &'a Config,
-    epoll: OwnedFd,
+    poll: Poll,
+    ready: Vec<usize>,
     lanes: Vec<Lane>,
     schedule: Option<Schedule>,
     /// Messages released by the schedule so far.
     released: u64,
     measure: Measure,
     reconnects: u64,
+    chance: SmallRng,
     started: Instant,
     packet_bytes: usize,
     /// Lanes that are not connected.
@@ -190,7 +177,7 @@ struct Measure {
     now: u64,
     from: u64,
     until: u64,
-    latencies: Histogram<u64>,
+    latencies: Latencies,
     acked: u64,
     refused: u64,
     acked_measured: u64,
@@ -206,7 +193,7 @@ impl Answers for Measure {
         self.acked += 1;
         self.acked_measured += u64::from((self.from..self.until).contains(&self.now));
         if (self.from..self.until).contains(&due_at) {
-            self.latencies.saturating_record(self.now.saturating_sub(due_at));
+            self.latencies.record(self.now.saturating_sub(due_at));
         }
     }
 }
@@ -214,20 +201,19 @@ impl Answers for Measure {
 impl<'a> Load<'a> {
     /// Opens all connections and waits until the server has let them in.
     fn connect(config: &'a Config) -> Result<Self, LoadError> {
-        let epoll =
-            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| LoadError::Poll(errno.into()))?;
         let from = config.warm_up.as_nanos() as u64;
         let until = from + config.measured.as_nanos() as u64;
-        let latencies = Histogram::new_with_bounds(1_000, LATENCY_NANOS_MAX, 3)
-            .map_err(|error| LoadError::Config(error.to_string()))?;
+        let latencies = Latencies::new();
         let mut load = Self {
             config,
-            epoll,
+            poll: Poll::new()?,
+            ready: Vec::new(),
             lanes: Vec::with_capacity(config.connections),
             schedule: config.messages_per_second.map(|rate| Schedule::new(rate, config.connections)),
             released: 0,
             measure: Measure { now: 0, from, until, latencies, acked: 0, refused: 0, acked_measured: 0 },
             reconnects: 0,
+            chance: SmallRng::seed_from_u64(config.seed),
             started: Instant::now(),
             packet_bytes: 0,
             down: 0,
@@ -256,6 +242,7 @@ impl<'a> Load<'a> {
                 index,
                 identity.device.clone(),
                 connect,
+                config.tls.as_ref().map(Tls::of_device),
                 ring,
                 seq_first,
                 config.record,
@@ -317,12 +304,7 @@ impl<'a> Load<'a> {
         let lanes = self.lanes.len() as u64;
         let now = self.measure.now;
         let lane = &mut self.lanes[index];
-        let stamp = match self.config.payload {
-            Payload::Telemetry { stamped: true, .. } => {
-                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-            }
-            _ => 0,
-        };
+        let stamp = self.config.payload.stamp();
         match self.schedule {
             Some(schedule) => {
                 // Messages of this lane are those with n % lanes == index.
@@ -351,16 +333,10 @@ impl<'a> Load<'a> {
         scratch: &mut [u8],
         then: fn(&mut Self, usize) -> Result<(), LoadError>,
     ) -> Result<(), LoadError> {
-        let mut events = [MaybeUninit::<epoll::Event>::uninit(); EVENTS_MAX];
-        let timeout =
-            Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
-        let ready = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
-            Ok((ready, _)) => ready,
-            Err(Errno::INTR) => return Ok(()),
-            Err(errno) => return Err(LoadError::Poll(errno.into())),
-        };
-        for event in ready {
-            let index = event.data.u64() as usize;
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        self.poll.wait(longest, &mut ready)?;
+        for &index in &ready {
             self.measure.now = self.started.elapsed().as_nanos() as u64;
             match self.lanes[index].read(scratch, &mut self.measure) {
                 Ok(let_in) => self.down -= usize::from(let_in),
@@ -368,19 +344,15 @@ impl<'a> Load<'a> {
             }
             then(self, index)?;
         }
+        self.ready = ready;
         Ok(())
     }
 
     fn open(&mut self, index: usize) -> Result<(), LoadError> {
         let Link::Down { failures, since, .. } = self.lanes[index].link else { return Ok(()) };
         let opened = sockets::open(self.config.target, index).and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            let flags = epoll::EventFlags::IN
-                | epoll::EventFlags::OUT
-                | epoll::EventFlags::RDHUP
-                | epoll::EventFlags::ET;
-            epoll::add(&self.epoll, stream.as_fd(), epoll::EventData::new_u64(index as u64), flags)?;
-            Ok(stream)
+            self.poll.add(&stream, index)?;
+            Stream::new(stream, self.lanes[index].tls.as_ref())
         });
         match opened {
             Ok(stream) => match self.lanes[index].opened(stream, failures, since) {
@@ -422,7 +394,7 @@ impl<'a> Load<'a> {
             return Err(lost.into_error(&lane.device));
         }
         tracing::debug!(device = %lane.device, error = %lost, "connection lost");
-        let wait = RETRY_FIRST.saturating_mul(1 << failures.min(8)).min(RETRY_MAX);
+        let wait = self.config.backoff.wait(failures, &mut self.chance);
         lane.link = Link::Down { retry_at: now + wait.as_nanos() as u64, failures: failures + 1, since };
         Ok(())
     }
@@ -445,8 +417,6 @@ impl<'a> Load<'a> {
             unknown += unanswered;
             record.extend(outcomes.map(|outcomes| (device, outcomes)));
         }
-        let latencies = &self.measure.latencies;
-        let micros = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
         let measured_seconds = self.config.measured.as_secs_f64();
         Report {
             connections: self.config.connections,
@@ -461,22 +431,9 @@ impl<'a> Load<'a> {
             unknown,
             unsent: self.schedule.map_or(0, |_| self.released.saturating_sub(sent)),
             reconnects: self.reconnects,
-            latency_micros: Latency {
-                count: latencies.len(),
-                mean: latencies.mean() / 1e3,
-                p50: micros(0.5),
-                p90: micros(0.9),
-                p99: micros(0.99),
-                p999: micros(0.999),
-                max: latencies.max() as f64 / 1e3,
-            },
+            latency_micros: self.measure.latencies.summary(),
             loader_cpu_seconds: cpu_seconds(),
             record,
         }
     }
-}
-
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

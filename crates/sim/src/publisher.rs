@@ -298,7 +298,7 @@ impl Link {
                 Some((Incoming::ConnAck { code } | Incoming::Disconnect { code }, _)) => {
                     return Err(Broken::Refused(code));
                 }
-                Some((Incoming::PubAck { .. } | Incoming::PingResp, length)) => {
+                Some((Incoming::PubAck { .. } | Incoming::SubAck { .. } | Incoming::PingResp, length)) => {
                     self.partial.drain(..length);
                 }
                 None => {

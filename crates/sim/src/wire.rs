@@ -1,8 +1,8 @@
 //! The few MQTT packets a sender needs, encoded once and patched in place afterwards.
 //!
 //! A client library encodes every packet anew and allocates for it; a loader that shares two cores with the server
-//! it measures cannot afford that. Deliberately absent: subscribing, QoS 2, wills, properties other than the ones
-//! needed to come back to a session.
+//! it measures cannot afford that. Deliberately absent: subscribing at more than QoS 0, QoS 2, wills, properties other
+//! than the ones needed to come back to a session.
 
 use std::num::NonZeroU16;
 
@@ -48,7 +48,7 @@ pub struct Connect<'a> {
     pub keep_alive_seconds: u16,
 }
 
-/// What a server sends to one who only publishes.
+/// What a server sends to one who publishes, and answers to one who subscribes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incoming {
     /// 0 is yes; otherwise the reason, in the numbers of the version spoken.
@@ -58,6 +58,10 @@ pub enum Incoming {
     /// Codes of 0x80 and above refuse the message (v5 only).
     PubAck {
         packet_id: u16,
+        code: u8,
+    },
+    /// The answer to a subscription of one filter; codes of 0x80 and above refuse it.
+    SubAck {
         code: u8,
     },
     PingResp,
@@ -130,6 +134,32 @@ pub fn encode_publish(
     Ok(())
 }
 
+/// Appends a SUBSCRIBE packet for one filter at QoS 0.
+pub fn encode_subscribe(version: Version, filter: &str, out: &mut Vec<u8>) -> Result<(), WireError> {
+    let properties_bytes = usize::from(version == Version::V5);
+    push_header(out, 0x82, 2 + properties_bytes + 2 + filter.len() + 1)?;
+    out.extend(NonZeroU16::MIN.get().to_be_bytes());
+    out.extend(&[0][..properties_bytes]);
+    push_text(out, filter)?;
+    out.push(0);
+    Ok(())
+}
+
+/// The length of the PUBLISH at QoS 0 that `bytes` begin with, or `None` while it is not complete.
+#[inline]
+pub fn delivery(bytes: &[u8]) -> Result<Option<usize>, WireError> {
+    let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
+    if first & 0xf6 != 0x30 {
+        return Err(WireError::Unexpected { first });
+    }
+    let Some((length, header)) = remaining_length(first, rest)? else { return Ok(None) };
+    let whole = 1 + header + length;
+    if whole > INCOMING_BYTES_MAX {
+        return Err(WireError::PacketTooLong { bytes: whole });
+    }
+    Ok((whole <= bytes.len()).then_some(whole))
+}
+
 /// The first packet of `bytes` and its length, or `None` while it is not complete.
 #[inline]
 pub fn parse(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, WireError> {
@@ -141,7 +171,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, WireError> {
 
 fn parse_any(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, WireError> {
     let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
-    if !matches!(first, 0x20 | 0x40 | 0xd0 | 0xe0) {
+    if !matches!(first, 0x20 | 0x40 | 0x90 | 0xd0 | 0xe0) {
         return Err(WireError::Unexpected { first });
     }
     let Some((length, header)) = remaining_length(first, rest)? else { return Ok(None) };
@@ -155,6 +185,8 @@ fn parse_any(bytes: &[u8]) -> Result<Option<(Incoming, usize)>, WireError> {
         (0x40, [high, low, code, ..]) => {
             Incoming::PubAck { packet_id: u16::from_be_bytes([*high, *low]), code: *code }
         }
+        // The last byte is the code, behind a packet id and in v5 properties.
+        (0x90, [_, _, .., code]) => Incoming::SubAck { code: *code },
         (0xd0, []) => Incoming::PingResp,
         (0xe0, rest) => Incoming::Disconnect { code: rest.first().copied().unwrap_or(0) },
         _ => return Err(WireError::Malformed { first }),

@@ -1,12 +1,13 @@
 //! One connection of the loader: a window of packets that are written in order and freed by their acks.
 
-use std::{
-    io::{self, Read, Write},
-    net::TcpStream,
-};
+use std::io::{self, Read, Write};
 
-use super::{LoadError, Outcome, Outcomes, payload::Ring};
-use crate::wire::{Incoming, PUBLISH_QOS1_DUP, WireError, parse};
+use super::{LoadError, Outcome, Outcomes, ring::Ring};
+use crate::{
+    stream::Stream,
+    tls::Tls,
+    wire::{Incoming, PUBLISH_QOS1_DUP, WireError, parse},
+};
 
 /// What one read may bring: many acks.
 pub(super) const READ_BYTES: usize = 64 << 10;
@@ -18,6 +19,7 @@ pub(super) struct Lane {
     pub(super) link: Link,
     /// CONNECT, sent at the beginning of every connection.
     connect: Vec<u8>,
+    pub(super) tls: Option<Tls>,
     ring: Ring,
     /// When the message in each slot was due, nanoseconds from the start.
     due_at: Box<[u64]>,
@@ -45,11 +47,11 @@ pub(super) enum Link {
     },
     /// Connected, CONNACK not yet seen.
     Greeting {
-        stream: TcpStream,
+        stream: Stream,
         failures: u32,
         since: u64,
     },
-    Up(TcpStream),
+    Up(Stream),
 }
 
 /// Who hears of answers: the measurement.
@@ -79,6 +81,7 @@ impl Lane {
         index: usize,
         device: String,
         connect: Vec<u8>,
+        tls: Option<Tls>,
         ring: Ring,
         seq_first: u64,
         record: bool,
@@ -89,6 +92,7 @@ impl Lane {
             device,
             link: Link::Down { retry_at: 0, failures: 0, since: 0 },
             connect,
+            tls,
             ring,
             due_at: vec![0; window].into(),
             done: vec![false; window].into(),
@@ -103,7 +107,7 @@ impl Lane {
         }
     }
 
-    pub(super) fn opened(&mut self, stream: TcpStream, failures: u32, since: u64) -> Result<(), Lost> {
+    pub(super) fn opened(&mut self, stream: Stream, failures: u32, since: u64) -> Result<(), Lost> {
         self.urgent.clear();
         self.urgent.extend(&self.connect);
         self.urgent_written = 0;
@@ -136,7 +140,7 @@ impl Lane {
 
     /// Writes what is waiting, as far as the socket takes it.
     pub(super) fn flush(&mut self) -> Result<(), Lost> {
-        let stream = match &self.link {
+        let stream = match &mut self.link {
             Link::Down { .. } => return Ok(()),
             Link::Greeting { stream, .. } | Link::Up(stream) => stream,
         };
@@ -149,7 +153,7 @@ impl Lane {
         if matches!(self.link, Link::Greeting { .. }) {
             return Ok(());
         }
-        let Link::Up(stream) = &self.link else { return Ok(()) };
+        let Link::Up(stream) = &mut self.link else { return Ok(()) };
         let end = self.next * self.ring.packet_bytes as u64;
         let ring_bytes = self.ring.bytes.len() as u64;
         while self.written < end {
@@ -171,6 +175,7 @@ impl Lane {
                 Link::Down { .. } => return Ok(let_in),
                 Link::Greeting { stream, .. } | Link::Up(stream) => stream,
             };
+            let emptied_by_short_reads = stream.is_emptied_by_short_reads();
             let kept = self.partial.len();
             scratch[..kept].copy_from_slice(&self.partial);
             let bytes = match stream.read(&mut scratch[kept..]) {
@@ -192,11 +197,11 @@ impl Lane {
                     }
                     Incoming::ConnAck { code } => return Err(Lost::Refused { code }),
                     Incoming::Disconnect { code } => return Err(Lost::Goodbye { code }),
-                    Incoming::PingResp => {}
+                    Incoming::SubAck { .. } | Incoming::PingResp => {}
                 }
             }
             self.partial.extend(rest);
-            if kept + bytes < scratch.len() {
+            if kept + bytes < scratch.len() && emptied_by_short_reads {
                 return Ok(let_in);
             }
         }
@@ -207,6 +212,7 @@ impl Lane {
         if let Link::Up(stream) = &mut self.link {
             // A good-bye that does not fit changes nothing.
             let _ = stream.write(&crate::wire::DISCONNECT);
+            stream.say_end();
         }
         let mut unknown = 0;
         for n in self.head..self.next {
@@ -268,7 +274,7 @@ impl Lane {
     }
 }
 
-fn write(mut stream: &TcpStream, bytes: &[u8]) -> Result<Option<usize>, Lost> {
+fn write(stream: &mut Stream, bytes: &[u8]) -> Result<Option<usize>, Lost> {
     loop {
         return match stream.write(bytes) {
             Ok(written) => Ok(Some(written)),

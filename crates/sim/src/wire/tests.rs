@@ -88,3 +88,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_subscriber_asks_for_one_filter_and_takes_what_is_published() {
+    let mut out = Vec::new();
+    encode_subscribe(Version::V311, "a/+", &mut out).unwrap();
+    assert_eq!(out, b"\x82\x08\0\x01\0\x03a/+\0");
+    out.clear();
+    encode_subscribe(Version::V5, "a/+", &mut out).unwrap();
+    assert_eq!(out, b"\x82\x09\0\x01\0\0\x03a/+\0");
+    assert_eq!(parse(b"\x90\x03\0\x01\0").unwrap(), Some((Incoming::SubAck { code: 0 }, 5)));
+    assert_eq!(parse(b"\x90\x04\0\x01\0\x97").unwrap(), Some((Incoming::SubAck { code: 0x97 }, 6)));
+
+    out.clear();
+    encode_publish(Version::V311, "a/b", Qos::AtMostOnce, b"hi", &mut out).unwrap();
+    for cut in 0..out.len() {
+        assert_eq!(delivery(&out[..cut]).unwrap(), None);
+    }
+    let length = out.len();
+    out.extend(b"\x30\x09");
+    assert_eq!(delivery(&out).unwrap(), Some(length));
+    assert!(delivery(b"\x32\x09").is_err(), "QoS 1 was not asked for");
+    assert!(delivery(b"\x40\x02").is_err());
+}

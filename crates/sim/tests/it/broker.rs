@@ -1,7 +1,15 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     sync::{Arc, Mutex},
+};
+
+use dunlin_sim::certificates::{AUTHORITY, SERVER, SERVER_KEY};
+use rustls::{
+    RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
 };
 
 /// What the server does with the n-th message it receives, counted over all connections from 0.
@@ -22,6 +30,9 @@ pub(crate) struct Received {
     pub(crate) payload: String,
 }
 
+trait Duplex: Read + Write + Send {}
+impl<T: Read + Write + Send> Duplex for T {}
+
 #[derive(Clone)]
 pub(crate) struct Broker {
     pub(crate) address: SocketAddr,
@@ -30,12 +41,40 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) fn start(answer: fn(usize) -> Answer) -> Self {
+        Self::serve_all(answer, |stream| Box::new(stream))
+    }
+
+    /// With TLS, and a certificate asked of the client.
+    pub(crate) fn start_tls(answer: fn(usize) -> Answer, certificates: &Path) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(certificates.join(AUTHORITY)).unwrap()).unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build().unwrap();
+        let chain = vec![CertificateDer::from_pem_file(certificates.join(SERVER)).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(certificates.join(SERVER_KEY)).unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
+        let config = Arc::new(config);
+        Self::serve_all(answer, move |stream| {
+            Box::new(StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream))
+        })
+    }
+
+    fn serve_all(
+        answer: fn(usize) -> Answer,
+        wrap: impl Fn(TcpStream) -> Box<dyn Duplex> + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let broker = Self { address: listener.local_addr().unwrap(), received: Arc::default() };
         let serving = broker.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let serving = serving.clone();
+                let (serving, stream) = (serving.clone(), wrap(stream));
                 std::thread::spawn(move || serving.serve(stream, answer));
             }
         });
@@ -47,7 +86,7 @@ impl Broker {
     }
 
     /// Returns when the peer is gone, or broken off.
-    fn serve(&self, mut stream: TcpStream, answer: fn(usize) -> Answer) -> Option<()> {
+    fn serve(&self, mut stream: Box<dyn Duplex>, answer: fn(usize) -> Answer) -> Option<()> {
         let (_, connect) = packet(&mut stream)?;
         let v5 = connect[6] == 5;
         let after_properties = if v5 { 11 + usize::from(connect[10]) } else { 10 };
@@ -82,7 +121,7 @@ impl Broker {
     }
 }
 
-fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+pub(crate) fn packet(stream: &mut impl Read) -> Option<(u8, Vec<u8>)> {
     let mut byte = [0];
     stream.read_exact(&mut byte).ok()?;
     let first = byte[0];
@@ -99,7 +138,7 @@ fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((first, body))
 }
 
-fn text(bytes: &[u8]) -> (String, &[u8]) {
+pub(crate) fn text(bytes: &[u8]) -> (String, &[u8]) {
     let length = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
     (String::from_utf8(bytes[2..2 + length].to_vec()).unwrap(), &bytes[2 + length..])
 }

@@ -1,8 +1,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use dunlin_sim::{
-    load::{self, Config, Identity, LoadError, Outcome, Payload, SEQ_FIRST},
+    certificates,
+    load::{self, BACKOFF, Config, Identity, LoadError, Outcome},
     nullsink,
+    payload::{Payload, SEQ_FIRST},
+    tls::{Tls, TlsFiles},
     wire::Version,
 };
 
@@ -27,7 +30,10 @@ fn config(target: std::net::SocketAddr) -> Config {
         seq_first: SEQ_FIRST,
         record: true,
         reconnect_for: Duration::from_secs(20),
+        backoff: BACKOFF,
+        seed: 1,
         clean_sessions: false,
+        tls: None,
     }
 }
 
@@ -97,4 +103,34 @@ fn without_a_second_try_a_lost_connection_ends_the_run() {
     let broker = Broker::start(|_| Answer::Hang);
     let config = Config { reconnect_for: Duration::ZERO, ..config(broker.address) };
     assert!(matches!(load::run(&config), Err(LoadError::Lost { .. })));
+}
+
+#[test]
+fn messages_are_counted_and_repeated_over_mutual_tls_too() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates::write(directory.path(), &["a".into()]).unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let files = TlsFiles { authority: at("ca.pem"), identity: Some((at("a.pem"), at("a.key"))) };
+    let broker =
+        Broker::start_tls(|n| if n % 50 == 20 { Answer::Hang } else { Answer::Ack }, directory.path());
+    let config = Config {
+        messages_per_second: Some(1_000.0),
+        tls: Some(Tls::new(&files, "localhost", true).unwrap()),
+        ..config(broker.address)
+    };
+    let report = load::run(&config).unwrap();
+    assert!(report.reconnects > 0);
+    assert_eq!((report.sent, report.acked, report.unknown), (300, 300, 0));
+}
+
+#[test]
+fn a_server_that_asks_for_a_certificate_gets_one_or_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates::write(directory.path(), &[]).unwrap();
+    let files = TlsFiles { authority: directory.path().join("ca.pem"), identity: None };
+    let broker = Broker::start_tls(|_| Answer::Ack, directory.path());
+    let tls = Some(Tls::new(&files, "localhost", false).unwrap());
+    let config = Config { reconnect_for: Duration::ZERO, tls, ..config(broker.address) };
+    let error = load::run(&config).unwrap_err();
+    assert!(matches!(&error, LoadError::Lost { reason, .. } if reason.contains("Certificate")), "{error}");
 }

@@ -8,34 +8,34 @@ const STEP_NANOS_MIN: u64 = 100_000;
 
 /// A constant rate from time zero on, spread over `lanes` connections in turn.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Schedule {
+pub(crate) struct Schedule {
     messages_per_second: f64,
     step_nanos: u64,
     lanes: u64,
 }
 
 impl Schedule {
-    pub(super) fn new(messages_per_second: f64, lanes: usize) -> Self {
+    pub(crate) fn new(messages_per_second: f64, lanes: usize) -> Self {
         let interval_nanos = (1e9 / messages_per_second) as u64;
         Self { messages_per_second, step_nanos: interval_nanos.max(STEP_NANOS_MIN), lanes: lanes as u64 }
     }
 
     /// How many messages are due, over all lanes.
-    pub(super) fn due(&self, now_nanos: u64) -> u64 {
+    pub(crate) fn due(&self, now_nanos: u64) -> u64 {
         let step = now_nanos / self.step_nanos * self.step_nanos;
         (step as f64 / 1e9 * self.messages_per_second) as u64
     }
 
     /// When message number `n` of `lane` is due, in nanoseconds from the start.
     #[inline]
-    pub(super) fn due_at(&self, lane: u64, n: u64) -> u64 {
+    pub(crate) fn due_at(&self, lane: u64, n: u64) -> u64 {
         let nth = n * self.lanes + lane + 1;
         let exact = (nth as f64 / self.messages_per_second * 1e9) as u64;
         exact.div_ceil(self.step_nanos) * self.step_nanos
     }
 
     /// How long until the next step.
-    pub(super) fn pause(&self, now_nanos: u64) -> Duration {
+    pub(crate) fn pause(&self, now_nanos: u64) -> Duration {
         Duration::from_nanos(self.step_nanos - now_nanos % self.step_nanos)
     }
 }

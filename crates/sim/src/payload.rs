@@ -1,10 +1,6 @@
-//! What the loader sends: every packet of a connection has the same length, so that a window of them is one piece of
-//! memory in which only digits change.
+//! What the senders send: every message of a kind has the same length, and only digits change in it.
 
-use std::num::NonZeroU16;
-
-use super::LoadError;
-use crate::wire::{self, PUBLISH_QOS1, Qos, Version};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Sequence numbers have ten digits, because JSON numbers have no leading zeros.
 pub const SEQ_FIRST: u64 = 1_000_000_000;
@@ -26,54 +22,36 @@ pub enum Payload {
     Telemetry { bytes: usize, stamped: bool },
 }
 
-/// One connection's packets, `window` of them, with the places that change.
-#[derive(Debug)]
-pub(super) struct Ring {
-    pub(super) bytes: Vec<u8>,
-    pub(super) packet_bytes: usize,
-    window: usize,
+/// A message and the places in it that change.
+#[derive(Debug, Clone)]
+pub(crate) struct Template {
+    text: Vec<u8>,
     places: Option<Places>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    temperature: usize,
-    seq: usize,
-    ts: Option<usize>,
-}
-
-impl Ring {
-    pub(super) fn new(
-        version: Version,
-        topic: &str,
-        payload: Payload,
-        window: u16,
-    ) -> Result<Self, LoadError> {
+impl Template {
+    pub(crate) fn new(payload: Payload) -> Self {
         let (text, places) = template(payload);
-        let mut bytes = Vec::new();
-        let mut packet_bytes = 0;
-        for id in 1..=window {
-            let id = NonZeroU16::new(id).unwrap_or(NonZeroU16::MIN);
-            wire::encode_publish(version, topic, Qos::AtLeastOnce(id), &text, &mut bytes)?;
-            if id == NonZeroU16::MIN {
-                packet_bytes = bytes.len();
-                bytes.reserve_exact(packet_bytes * (usize::from(window) - 1));
-            }
-        }
-        let payload_at = packet_bytes - text.len();
-        let places = places.map(|p| Places {
-            temperature: p.temperature + payload_at,
-            seq: p.seq + payload_at,
-            ts: p.ts.map(|ts| ts + payload_at),
-        });
-        Ok(Self { bytes, packet_bytes, window: usize::from(window), places })
+        Self { text, places }
     }
 
-    /// Makes the packet in `slot` a first delivery of `seq`.
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// The message stands so many bytes after the beginning of what `fill` is given.
+    pub(crate) fn stands_at(mut self, bytes: usize) -> Self {
+        self.places = self.places.map(|places| Places {
+            temperature: places.temperature + bytes,
+            seq: places.seq + bytes,
+            ts: places.ts.map(|ts| ts + bytes),
+        });
+        self
+    }
+
+    /// Makes it message `seq`, of now.
     #[inline]
-    pub(super) fn fill(&mut self, slot: usize, seq: u64, unix_milliseconds: u64) {
-        let packet = &mut self.bytes[slot * self.packet_bytes..][..self.packet_bytes];
-        packet[0] = PUBLISH_QOS1;
+    pub(crate) fn fill(&self, packet: &mut [u8], seq: u64, unix_milliseconds: u64) {
         let Some(places) = self.places else { return };
         write_digits(&mut packet[places.seq..][..SEQ_DIGITS], seq);
         let hundredths = seq % TEMPERATURE_CYCLE;
@@ -85,14 +63,25 @@ impl Ring {
             write_digits(&mut packet[ts..][..TS_DIGITS], unix_milliseconds);
         }
     }
+}
 
-    pub(super) fn packet(&self, slot: usize) -> &[u8] {
-        &self.bytes[slot * self.packet_bytes..][..self.packet_bytes]
+impl Payload {
+    /// The time that its messages carry; 0 if they carry none.
+    pub(crate) fn stamp(self) -> u64 {
+        match self {
+            Self::Telemetry { stamped: true, .. } => {
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+            }
+            _ => 0,
+        }
     }
+}
 
-    pub(super) fn window(&self) -> usize {
-        self.window
-    }
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    temperature: usize,
+    seq: usize,
+    ts: Option<usize>,
 }
 
 #[inline]
@@ -134,10 +123,10 @@ mod tests {
     use super::*;
 
     fn filled(payload: Payload) -> Vec<u8> {
-        let mut ring = Ring::new(Version::V311, "v1/telemetry", payload, 3).unwrap();
-        ring.fill(2, 1_234_567_890, 1_700_000_000_123);
-        let packet = ring.packet(2);
-        packet[packet.iter().position(|&b| b == b'{').unwrap()..].to_vec()
+        let template = Template::new(payload).stands_at(2);
+        let mut packet = [b"..", template.text()].concat();
+        template.fill(&mut packet, 1_234_567_890, 1_700_000_000_123);
+        packet[2..].to_vec()
     }
 
     #[test]
@@ -154,13 +143,5 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["ts"], 1_700_000_000_123_u64);
         assert_eq!(json["values"]["seq"], 1_234_567_890);
-    }
-
-    #[test]
-    fn packets_of_a_ring_differ_in_their_id_only() {
-        let ring = Ring::new(Version::V311, "t", Payload::Fixed { bytes: 4 }, 3).unwrap();
-        assert_eq!(ring.packet(0), b"\x32\x09\0\x01t\0\x01xxxx");
-        assert_eq!(ring.packet(2), b"\x32\x09\0\x01t\0\x03xxxx");
-        assert_eq!(ring.window(), 3);
     }
 }
