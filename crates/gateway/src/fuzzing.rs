@@ -24,8 +24,10 @@ use crate::{
     decode::{Entries, Entry, Fault, decode},
     http, line_protocol,
     line_protocol::{Precision, Reader},
+    proxy,
     record::{self, Arrival, Origin, append_entries, append_telemetry},
     topic::Route,
+    websocket,
     wire::{Connect, Greeting, Inbound, Publish, Version, Wire, broker_qos},
 };
 
@@ -336,6 +338,49 @@ fn is_in(token: &str, header: &HeaderValue) -> bool {
     plain.contains(token) || String::from_utf8_lossy(&decoded).contains(token)
 }
 
+/// What may be around MQTT: the header of a load balancer, a request for a WebSocket, frames. Cut as for `mqtt`; what is
+/// understood does not depend on the pieces, and frames hold no more than they are.
+pub fn wrapping(data: &[u8]) {
+    let Some((count, rest)) = data.split_first() else { return };
+    let (sizes, stream) = rest.split_at(rest.len().min(usize::from(*count)));
+    let header = |src: &mut BytesMut| proxy::Header.decode(src).transpose();
+    for pieces in [pieces(stream, sizes), stream.chunks(1).collect()] {
+        assert_eq!(first_of(&pieces, header), first_of(&[stream], header));
+        assert_eq!(first_of(&pieces, websocket::request), first_of(&[stream], websocket::request));
+        assert_eq!(websocket::unframe(pieces), websocket::unframe([stream]));
+    }
+    assert!(websocket::unframe([stream]).0.len() <= stream.len());
+}
+
+/// The first thing that is understood, and how many bytes it took.
+fn first_of<T>(pieces: &[&[u8]], decode: impl Fn(&mut BytesMut) -> Option<T>) -> Option<(T, Option<usize>)>
+where
+    T: IsRefusal,
+{
+    let mut src = BytesMut::new();
+    let mut came = 0;
+    for piece in pieces {
+        src.extend_from_slice(piece);
+        came += piece.len();
+        if let Some(first) = decode(&mut src) {
+            let took = (!first.is_refusal()).then(|| came - src.len());
+            return Some((first, took));
+        }
+    }
+    None
+}
+
+/// How much came before something is refused is nobody's business.
+trait IsRefusal {
+    fn is_refusal(&self) -> bool;
+}
+
+impl<T, E> IsRefusal for Result<T, E> {
+    fn is_refusal(&self) -> bool {
+        self.is_err()
+    }
+}
+
 /// Where a topic leads: nothing of the platform's is somebody's message.
 fn leads_where_it_says(topic: &str) {
     match Route::of(topic) {
@@ -447,4 +492,5 @@ fn what_the_fuzzer_found_holds() {
     replay::replay("json", json);
     replay::replay("lines", lines);
     replay::replay("head", head);
+    replay::replay("wrapping", wrapping);
 }

@@ -188,5 +188,31 @@ impl FilterLayer for Layer {
     }
 }
 
+/// For the fuzzer: the request, up to where it goes, and why it is refused.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn request(src: &mut BytesMut) -> Option<Result<String, &'static str>> {
+    match Request.decode(src) {
+        Ok(asked) => {
+            asked.map(|asked| asked.map(|accepted| accepted.answer_key).map_err(|refusal| refusal.why))
+        }
+        Err(NoRequest) => Some(Err("no request")),
+    }
+}
+
+/// For the fuzzer: what frames hold, and how they end.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn unframe<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<u8>, bool, Option<&'static str>) {
+    let (mut frames, mut src, mut dst) = (Frames::default(), BytesMut::new(), BytesMut::new());
+    for piece in pieces {
+        src.extend_from_slice(piece);
+        if let Err(violation) = frames.read(&mut src, &mut dst) {
+            return (dst.to_vec(), true, Some(violation.what));
+        }
+    }
+    (dst.to_vec(), frames.is_closed(), None)
+}
+
 #[cfg(test)]
 mod tests;
