@@ -150,7 +150,9 @@ impl<'a> Body<'a> {
                 0x21 | 0x23 => check(inside.take(2)? != [0, 0])?,
                 0x22 => drop(inside.take(2)?),
                 0x27 => check(inside.take(4)? != [0; 4])?,
-                0x02 | 0x11 | 0x18 => drop(inside.take(4)?),
+                // An expiry of zero seconds is legal; the codec refuses it.
+                0x02 => check(inside.take(4)? != [0; 4])?,
+                0x11 | 0x18 => drop(inside.take(4)?),
                 0x09 | 0x16 => inside.binary()?,
                 &SUBSCRIPTION_IDENTIFIER => check(inside.length()? > 0)?,
                 &USER_PROPERTY => {
