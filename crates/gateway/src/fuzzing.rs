@@ -46,6 +46,7 @@ pub fn mqtt(data: &[u8]) {
     let whole = Heard::of([stream]);
     assert_eq!(Heard::of(pieces(stream, sizes)).words(), whole.words());
     assert_eq!(Heard::of(stream.chunks(1)).words(), whole.words());
+    is_refused_for_a_reason(&whole, stream);
     let version = whole.version.unwrap_or(Version::V5);
     for (packet, (first, body)) in whole.packets.iter().zip(legal::packets(stream)) {
         let is_legal = legal::is_legal(first, body, version);
@@ -64,6 +65,21 @@ pub fn mqtt(data: &[u8]) {
     }
 }
 
+/// What ends a connection is not legal, comes in the wrong place, is too large, or is a will that nobody is to get.
+fn is_refused_for_a_reason(whole: &Heard, stream: &[u8]) {
+    let (Some(error), Some(version)) = (&whole.end, whole.version) else { return };
+    if error == OUT_OF_PLACE {
+        return;
+    }
+    let Some((first, body)) = legal::packets(stream).nth(whole.packets.len()) else { return };
+    let is_connect = first == 0x10;
+    if is_connect == whole.packets.is_empty()
+        && !(is_connect && body.get(7).is_some_and(|flags| flags & 4 != 0))
+    {
+        assert!(!legal::is_legal(first, body, version), "{error}: {first:#x} {body:02x?}");
+    }
+}
+
 fn pieces<'a>(mut stream: &'a [u8], sizes: &[u8]) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     for size in sizes {
@@ -74,6 +90,8 @@ fn pieces<'a>(mut stream: &'a [u8], sizes: &[u8]) -> Vec<&'a [u8]> {
     pieces.push(stream);
     pieces
 }
+
+const OUT_OF_PLACE: &str = "CONNECT comes first, and once";
 
 /// What the gateway makes of a connection.
 #[derive(Default)]
@@ -117,7 +135,7 @@ impl Heard {
             Ok(Some(packet)) => {
                 let is_connect = matches!(packet, Inbound::Connect(_));
                 if is_connect != self.packets.is_empty() {
-                    self.end = Some("CONNECT comes first, and once".into());
+                    self.end = Some(OUT_OF_PLACE.into());
                 }
                 wire.set_packet_bytes_max(PACKET_BYTES_MAX);
                 self.packets.push(packet);

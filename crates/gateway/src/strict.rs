@@ -39,8 +39,11 @@ pub(crate) fn check(src: &[u8], version: Version, bytes_max: u32) -> Result<Chec
     }
 }
 
-/// The topic, the packet id and the properties stand within the packet.
+/// The topic, the packet id and the properties stand within the packet, and nothing of QoS 0 is a repetition (3.3.1.1).
 fn publish(first: u8, length: usize, rest: &[u8], version: Version) -> Result<Checked, DecodeError> {
+    if first & 0b1110 == 0b1000 {
+        return Err(DecodeError::MalformedPacket);
+    }
     let within = |needed: usize| if needed > length { Err(DecodeError::InvalidLength) } else { Ok(needed) };
     let Some(topic_length) = rest.first_chunk::<2>() else {
         return within(2).map(|_| Checked::NeedsMore);

@@ -1,5 +1,6 @@
 //! What a client may send, read off the specifications (MQTT 3.1.1 and 5, chapters 2 and 3) and sharing nothing with
-//! the codec. What the gateway looks at once a packet is decoded is left out: wildcards and U+0000 in topics and filters.
+//! the codec. What the gateway looks at once a packet is decoded is left out: wildcards and U+0000 in topics and filters,
+//! packets without a filter, enhanced authentication.
 
 use crate::wire::Version;
 
@@ -52,6 +53,8 @@ impl<'a> Body<'a> {
         check(agree)?;
         self.take(2)?; // keep alive
         self.properties(version, &[0x11, 0x21, 0x27, 0x22, 0x19, 0x17, USER_PROPERTY, 0x15, 0x16])?;
+        let is_nameless = self.0.starts_with(&[0, 0]);
+        check(version == Version::V5 || flags & 2 != 0 || !is_nameless)?;
         self.text()?;
         if will {
             self.properties(version, &[0x18, 0x01, 0x02, 0x03, 0x08, 0x09, USER_PROPERTY])?;
@@ -110,9 +113,10 @@ impl<'a> Body<'a> {
     }
 
     fn disconnect(&mut self, version: Version) -> Option<()> {
-        const REASONS: [u8; 14] =
-            [0, 4, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99];
-        self.reason(version, &REASONS, &[0x11, 0x1F, USER_PROPERTY])
+        const REASONS: &[u8] =
+            b"\x00\x04\x80\x81\x82\x83\x87\x89\x8B\x8D\x8E\x8F\x90\x93\x94\x95\x96\x97\x98\x99\
+              \x9A\x9B\x9C\x9D\x9E\x9F\xA0\xA1\xA2";
+        self.reason(version, REASONS, &[0x11, 0x1F, USER_PROPERTY])
     }
 
     /// May be left out, and the properties behind it.
@@ -146,7 +150,9 @@ impl<'a> Body<'a> {
                 0x21 | 0x23 => check(inside.take(2)? != [0, 0])?,
                 0x22 => drop(inside.take(2)?),
                 0x27 => check(inside.take(4)? != [0; 4])?,
-                0x02 | 0x11 | 0x18 => drop(inside.take(4)?),
+                // An expiry of zero seconds is legal; the codec refuses it.
+                0x02 => check(inside.take(4)? != [0; 4])?,
+                0x11 | 0x18 => drop(inside.take(4)?),
                 0x09 | 0x16 => inside.binary()?,
                 &SUBSCRIPTION_IDENTIFIER => check(inside.length()? > 0)?,
                 &USER_PROPERTY => {
@@ -156,7 +162,6 @@ impl<'a> Body<'a> {
                 _ => inside.text()?,
             }
         }
-        check(!kinds.contains(&0x16) || kinds.contains(&0x15))?;
         Some(kinds)
     }
 
