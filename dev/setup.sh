@@ -107,6 +107,7 @@ case ${1-} in
     need mosquitto mosquitto
     need mosquitto_pub mosquitto-clients
     need haproxy haproxy
+    need prometheus-alertmanager prometheus-alertmanager
     need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount

@@ -4,6 +4,7 @@
 Every figure is a ratio within one run, peers interleaved on the same machine, raw numbers beside it. Prints a Markdown
 table; progress goes to standard error."""
 import http.client
+import http.server
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -621,9 +623,110 @@ def storm(idle=15_000, active=200, processes=3):
             f"{' '.join(f'{t:.1f}' for t in took)} s; {result['acked']} acknowledged, {result['lost']} lost")
 
 
+class Hook:
+    """A webhook receiver that notes when which alert came."""
+
+    def __enter__(self):
+        self.came = {}
+        hook = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                hook.came.setdefault((body.get("device"), body.get("what")), time.time())
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+
+    def channel(self):
+        return ('[[alerting.channel]]\nkind = "webhook"\nname = "hook"\nprivate_network = true\n'
+                f'url = "http://127.0.0.1:{self.server.server_port}/"\nbudget = {{ burst = 1000000, per_hour = 100000000 }}\n')
+
+
+def alert_latency():
+    """From a device's send to the webhook's receipt, beside half of the telemetry that the platform takes."""
+    rules = RULES + '[[rule]]\nname = "alarm"\nwhen = "alarm > 0"\n'
+    times, load_process = [], None
+    with Hook() as hook:
+        dunlin = Dunlin(hook.channel(), rules)
+        try:
+            tokens = dunlin.tokens()
+            top = load(dunlin.mqtt, "--duration", f"{SECONDS}s", "--payload-bytes", 128, "--tokens", tokens)["acked_per_second"]
+            dunlin.settle()
+            devices = {f"alarm-{n}": dunlin.api("/v1/devices", {"name": f"alarm-{n}"})["token"] for n in range(200)}
+            load_process = subprocess.Popen(
+                [TARGET / "dunlin-load", "--target", f"127.0.0.1:{dunlin.mqtt}", "--tokens", tokens, "--rate", str(int(top / 2)),
+                 "--payload-bytes", "128", "--duration", "60s", "--seq-first", "3000000000"], stdout=subprocess.DEVNULL)
+            time.sleep(3)
+            for name, token in devices.items():
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{dunlin.http}/v1/telemetry", data=b'{"alarm": 1}',
+                    headers={"authorization": f"Bearer {token}", "content-type": "application/json"})
+                sent = time.time()
+                urllib.request.urlopen(request).close()
+                while (name, "fired") not in hook.came and time.time() < sent + 30:
+                    time.sleep(0.001)
+                times.append(hook.came[name, "fired"] - sent)
+                time.sleep(0.05)
+        finally:
+            if load_process:
+                load_process.kill()
+                load_process.wait()
+            dunlin.remove()
+    p95 = sorted(times)[int(len(times) * 0.95)] * 1e3
+    return ("device send -> webhook received, p95 at half load", f"{p95:.0f} ms", "250 ms", "50 ms",
+            f"median {statistics.median(times) * 1e3:.0f} ms of {len(times)}, half load {top / 2:.0f} msg/s")
+
+
+def cpu_seconds(process):
+    stat = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def alerts_absorbed():
+    """Fired and resolved, deduplicated, durable, each with its notification: per second of the whole server's CPU time,
+    so the gateway's, the store's and the rules' part of it count as well."""
+    rules = "".join(f'[[rule]]\nname = "r{n}"\nwhen = "temperature > {n}"\n' for n in range(200))
+    config = '[alerting.flapping]\nfirings = 1000000\n[[alerting.channel]]\nkind = "webhook"\nname = "hook"\n'
+    config += 'private_network = true\nurl = "http://127.0.0.1:9/"\nbudget = { burst = 5, per_hour = 1 }\n'
+    rates = []
+    for _ in range(ROUNDS):
+        dunlin = Dunlin(config, rules)
+        try:
+            token = dunlin.api("/v1/devices", {"name": "storm"})["token"]
+            body = json.dumps([{"temperature": 500 if n % 2 == 0 else -1} for n in range(500)]).encode()
+            before, began = cpu_seconds(dunlin.process), time.monotonic()
+            for _ in range(max(1, SECONDS // 4)):
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{dunlin.http}/v1/telemetry", data=body,
+                    headers={"authorization": f"Bearer {token}", "content-type": "application/json"})
+                urllib.request.urlopen(request).close()
+            dunlin.settle()
+            cpu, took = cpu_seconds(dunlin.process) - before, time.monotonic() - began
+            count = 500 * 200 * max(1, SECONDS // 4)
+            rates.append(count / max(cpu, took))
+            say(f"alerts absorbed: {count} in {took:.1f} s, {cpu:.1f} s of CPU")
+        finally:
+            dunlin.remove()
+    return ("alerts/s absorbed, fired + resolved, deduplicated, durable, per core", f"{statistics.median(rates):.0f}", "5 k",
+            "50 k", " ".join(f"{r:.0f}" for r in rates))
+
+
 FIGURES = {f.__name__: f for f in (null_sink, durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
                                    tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
-                                   http_or_mqtt)}
+                                   http_or_mqtt, alert_latency, alerts_absorbed)}
 
 
 def main():

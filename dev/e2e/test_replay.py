@@ -104,6 +104,7 @@ def test_the_shipped_rule_fires_in_the_failures(platforms):
         name = "hook"
         kind = "webhook"
         url = "{receiver.url}"
+        private_network = true
     """
     try:
         platform = platforms(config).start()

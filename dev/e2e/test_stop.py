@@ -10,6 +10,7 @@ CONFIG = """
 kind = "webhook"
 name = "silent"
 url = "http://127.0.0.1:{port}/alerts"
+private_network = true
 timeout_seconds = 60
 """
 RULE = """

@@ -1,93 +1,219 @@
-use std::time::Duration;
+//! Ways to tell people.
 
-use dunlin_registry::Notification;
+mod alertmanager;
+mod email;
+mod guard; // which addresses a receiver may have
+mod http; // what the ways over HTTP share
+mod mqtt;
+mod pagerduty;
+mod slack;
+mod webhook;
 
-use crate::config::ChannelConfig;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-/// A way to tell people.
+use dunlin_model::Timestamp;
+pub use mqtt::{PublishFailed, Publisher};
+
+use crate::{
+    config::ChannelConfig,
+    message::Message,
+    templates::{Rendered, Templates},
+};
+
 #[derive(Debug)]
 pub(crate) struct Channel {
     name: String,
     way: Way,
+    templates: Templates,
 }
 
 #[derive(Debug)]
 enum Way {
     Log,
-    Webhook { url: String, client: reqwest::Client },
+    Webhook(webhook::Webhook),
+    Email(email::Email),
+    Slack(slack::Slack),
+    PagerDuty(pagerduty::PagerDuty),
+    Mqtt(mqtt::Mqtt),
+    Alertmanager(alertmanager::Alertmanager),
+}
+
+/// A channel cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    #[error("alerting channel {channel:?}: set up the HTTP client")]
+    Http { channel: String, source: reqwest::Error },
+    #[error("alerting channel {channel:?}: read {path}")]
+    File { channel: String, path: PathBuf, source: std::io::Error },
+    #[error("alerting channel {channel:?}: {path} holds no valid {what}")]
+    Content { channel: String, path: PathBuf, what: &'static str },
+    #[error("alerting channel {channel:?}: {why}")]
+    Address { channel: String, why: String },
+    #[error("alerting channel {channel:?}: TLS")]
+    Tls { channel: String, source: lettre::transport::smtp::Error },
+    #[error("alerting channel {channel:?}: template")]
+    Template { channel: String, source: minijinja::Error },
+    #[error("alerting channel {0:?}: there is no publish and subscribe here")]
+    NoPublisher(String),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
-    #[error("the receiver answered {0}")]
-    Refused(reqwest::StatusCode),
+    #[error("the receiver answered {status}{detail}")]
+    Refused { status: reqwest::StatusCode, detail: String, retry_after: Option<Duration> },
+    /// It will answer the same again.
+    #[error("the receiver answered {status}{detail}, which is final")]
+    Rejected { status: reqwest::StatusCode, detail: String },
     /// Without the address: it may hold a secret.
     #[error("no answer")]
     NoAnswer(#[source] reqwest::Error),
+    #[error(transparent)]
+    Guard(#[from] guard::NotAllowed),
+    #[error("the mail server")]
+    Smtp(#[source] lettre::transport::smtp::Error),
+    #[error("make the mail: {0}")]
+    Mail(String),
+    #[error("template")]
+    Template(#[from] minijinja::Error),
+    #[error("publish")]
+    Publish(#[from] PublishFailed),
+}
+
+impl SendError {
+    /// Another try would end the same.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Rejected { .. } | Self::Mail(_) => true,
+            Self::Smtp(error) => error.is_permanent(),
+            _ => false,
+        }
+    }
+
+    /// Before this time is over the receiver does not want to be asked.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
 }
 
 impl Channel {
-    pub(crate) fn new(config: &ChannelConfig) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(
+        config: &ChannelConfig,
+        publisher: Option<&Arc<dyn Publisher>>,
+        public_url: Option<&str>,
+    ) -> Result<Self, ChannelError> {
+        let name = config.name().to_owned();
+        let templates = Templates::of(config)
+            .map_err(|source| ChannelError::Template { channel: name.clone(), source })?;
         let way = match config {
-            ChannelConfig::Log { .. } => Way::Log,
-            ChannelConfig::Webhook { url, timeout_seconds, .. } => Way::Webhook {
-                url: url.clone(),
-                client: reqwest::Client::builder()
-                    .timeout(Duration::from_secs(*timeout_seconds))
-                    // A receiver that sends us elsewhere could send us inside.
-                    .redirect(reqwest::redirect::Policy::none())
-                    .build()?,
-            },
+            ChannelConfig::Log(_) => Way::Log,
+            ChannelConfig::Webhook(c) => Way::Webhook(webhook::Webhook::new(c)?),
+            ChannelConfig::Email(c) => Way::Email(email::Email::new(c)?),
+            ChannelConfig::Slack(c) => Way::Slack(slack::Slack::new(c)?),
+            ChannelConfig::PagerDuty(c) => Way::PagerDuty(pagerduty::PagerDuty::new(c)?),
+            ChannelConfig::Mqtt(c) => {
+                let publisher = publisher.ok_or_else(|| ChannelError::NoPublisher(name.clone()))?;
+                Way::Mqtt(mqtt::Mqtt::new(c, publisher.clone()))
+            }
+            ChannelConfig::Alertmanager(c) => {
+                Way::Alertmanager(alertmanager::Alertmanager::new(c, public_url)?)
+            }
         };
-        Ok(Self { name: config.name().to_owned(), way })
+        Ok(Self { name, way, templates })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(crate) async fn send(&self, notification: &Notification) -> Result<(), SendError> {
+    /// How many messages go in one piece.
+    pub(crate) fn batch_max(&self) -> usize {
+        match self.way {
+            Way::Alertmanager(_) => alertmanager::BATCH_MAX,
+            _ => 1,
+        }
+    }
+
+    /// Whether a message of many brings all of them along.
+    pub(crate) fn attaches_lists(&self) -> bool {
+        matches!(self.way, Way::Email(_))
+    }
+
+    /// What fires is said again so often.
+    pub(crate) fn refresh_every(&self) -> Option<Duration> {
         match &self.way {
-            Way::Log => {
-                tracing::warn!(target: "dunlin_alerting::log", alert = notification.body, "alert");
-                Ok(())
-            }
-            Way::Webhook { url, client } => {
-                let answer = client
-                    .post(url)
-                    .header("content-type", "application/json")
-                    .header("idempotency-key", &notification.idempotency_key)
-                    .body(notification.body.clone())
-                    .send()
-                    .await
-                    .map_err(|error| SendError::NoAnswer(error.without_url()))?;
-                match answer.status() {
-                    status if status.is_success() => Ok(()),
-                    status => Err(SendError::Refused(status)),
+            Way::Alertmanager(alertmanager) => Some(alertmanager.refresh_every()),
+            _ => None,
+        }
+    }
+
+    /// All of them, or none.
+    pub(crate) async fn send(&self, messages: &[Message], now: Timestamp) -> Result<(), SendError> {
+        if let Way::Alertmanager(alertmanager) = &self.way {
+            return alertmanager.send(messages, now).await;
+        }
+        for message in messages {
+            match &self.way {
+                Way::Log => {
+                    let alert = message.alert.as_ref().map(|facts| facts.to_json());
+                    let count = message.many.as_ref().map(|many| many.count);
+                    tracing::warn!(target: "dunlin_alerting::log", title = message.title, alert, count, "alert");
                 }
+                Way::Webhook(webhook) => webhook.send(message, &self.templates, now).await?,
+                Way::Email(email) => email.send(message, &self.templates.render(message)?).await?,
+                Way::Slack(slack) => slack.send(message, &self.templates.render(message)?).await?,
+                Way::PagerDuty(pagerduty) => pagerduty.send(message).await?,
+                Way::Mqtt(mqtt) => mqtt.send(message).await?,
+                Way::Alertmanager(_) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Says of alerts that they fire still.
+    pub(crate) async fn refresh(
+        &self,
+        alerts: &[dunlin_registry::Alert],
+        now: Timestamp,
+    ) -> Result<(), SendError> {
+        match &self.way {
+            Way::Alertmanager(alertmanager) => alertmanager.refresh(alerts, now).await,
+            _ => Ok(()),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The words a channel would send.
+pub(crate) fn preview(
+    channel: &ChannelConfig,
+    subject: Option<&str>,
+    template: Option<&str>,
+    message: &Message,
+) -> Result<Rendered, minijinja::Error> {
+    if subject.is_none() && template.is_none() {
+        return Templates::of(channel)?.render(message);
+    }
+    let own = Templates::of(channel)?.render(message)?;
+    let theirs =
+        Templates::new(subject.unwrap_or("{{ title }}"), template.unwrap_or_default())?.render(message)?;
+    Ok(Rendered {
+        subject: if subject.is_some() { theirs.subject } else { own.subject },
+        text: if template.is_some() { theirs.text } else { own.text },
+    })
+}
 
-    #[tokio::test]
-    async fn a_receiver_that_is_not_there_is_told_with_its_cause_and_without_its_address() {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let url = format!("http://{nobody}/hook?key=secret");
-        let config = ChannelConfig::Webhook { name: "hook".into(), url, timeout_seconds: 60 };
-        let notification = Notification {
-            idempotency_key: "1-hook".into(),
-            channel: "hook".into(),
-            body: "{}".into(),
-            attempts: 0,
-        };
-        let error = Channel::new(&config).unwrap().send(&notification).await.unwrap_err();
-        let text = dunlin_model::chain(&error);
-        assert!(text.starts_with("no answer: ") && text.to_lowercase().contains("refused"), "{text}");
-        assert!(!text.contains("secret"), "{text}");
+/// A secret from its file, without the line's end.
+fn secret(channel: &str, path: &std::path::Path, what: &'static str) -> Result<String, ChannelError> {
+    let channel = || channel.to_owned();
+    let text = std::fs::read_to_string(path).map_err(|source| ChannelError::File {
+        channel: channel(),
+        path: path.to_owned(),
+        source,
+    })?;
+    match text.trim() {
+        "" => Err(ChannelError::Content { channel: channel(), path: path.to_owned(), what }),
+        secret => Ok(secret.to_owned()),
     }
 }

@@ -3,14 +3,19 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use dunlin_model::{AlertTransition, Clock};
+use dunlin_model::Clock;
 use dunlin_registry::{Notification, Registry, RegistryError};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     channel::{Channel, SendError},
     config::Retry,
+    links::Links,
+    message::Message,
     metrics::{ByChannel, Metrics},
 };
 
@@ -18,6 +23,7 @@ use crate::{
 pub(crate) struct Dispatcher {
     pub(crate) channel: Channel,
     pub(crate) retry: Retry,
+    pub(crate) links: Option<Links>,
     pub(crate) registry: Registry,
     pub(crate) clock: Clock,
     pub(crate) wake: Arc<Notify>,
@@ -25,28 +31,12 @@ pub(crate) struct Dispatcher {
 }
 
 const DUE_AT_ONCE_MAX: u32 = 100;
+const REFRESHED_AT_ONCE_MAX: u32 = 500;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
-
-/// What a receiver reads.
-pub(crate) fn body(t: &AlertTransition) -> String {
-    serde_json::json!({
-        "id": t.id.to_string(),
-        "fingerprint": t.fingerprint.to_string(),
-        "tenant": t.tenant,
-        "device": t.device,
-        "rule": t.rule,
-        "severity": t.severity,
-        "state": t.phase,
-        "at": t.at.to_string(),
-        "since": t.since.to_string(),
-        "value": t.value,
-        "condition": t.condition,
-    })
-    .to_string()
-}
 
 impl Dispatcher {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut refresh_at = self.channel.refresh_every().map(|_| Instant::now());
         while !*stop.borrow() {
             let pause = match self.send_due(&mut stop).await {
                 Ok(pause) => pause,
@@ -59,10 +49,17 @@ impl Dispatcher {
                     Some(PAUSE_AFTER_ERROR)
                 }
             };
+            if let Some((at, every)) = refresh_at.as_mut().zip(self.channel.refresh_every())
+                && Instant::now() >= *at
+            {
+                self.refresh(&mut stop).await;
+                *at = Instant::now() + every;
+            }
             tokio::select! {
                 _ = stop.wait_for(|asked| *asked) => return,
                 _ = self.wake.notified() => {}
                 _ = pause_of(pause) => {}
+                _ = pause_of(refresh_at.map(|at| at.saturating_duration_since(Instant::now()))) => {}
             }
         }
     }
@@ -73,48 +70,117 @@ impl Dispatcher {
             if *stop.borrow() {
                 return Ok(None);
             }
-            let due = self.registry.due_notifications(self.channel.name(), DUE_AT_ONCE_MAX).await?;
+            let limit = DUE_AT_ONCE_MAX.max(self.channel.batch_max() as u32);
+            let due = self.registry.due_notifications(self.channel.name(), limit).await?;
             if due.is_empty() {
                 let next = self.registry.next_notification(self.channel.name()).await?;
                 return Ok(next.map(|at| at.since(self.clock.now())));
             }
-            for notification in &due {
+            for batch in due.chunks(self.channel.batch_max()) {
+                let (batch, messages) = self.load(batch).await?;
                 // A receiver may take its time to answer; the stop does not. What is cut off stays due, and is sent
                 // by the next start with the same key.
                 let sent = tokio::select! {
                     biased;
                     _ = stop.wait_for(|asked| *asked) => return Ok(None),
-                    sent = self.channel.send(notification) => sent,
+                    sent = self.channel.send(&messages, self.clock.now()) => sent,
                 };
-                self.remember(notification, sent).await?;
+                self.remember(&batch, sent).await?;
             }
         }
     }
 
+    /// What the notifications say. One that cannot be read is given up.
+    async fn load<'a>(
+        &self,
+        batch: &'a [Notification],
+    ) -> Result<(Vec<&'a Notification>, Vec<Message>), RegistryError> {
+        let (mut readable, mut messages) = (Vec::new(), Vec::new());
+        for notification in batch {
+            let (links, with_list) = (self.links.as_ref(), self.channel.attaches_lists());
+            let now = self.clock.now();
+            match Message::load(notification, &self.registry, links, with_list, now).await? {
+                Some(message) => {
+                    readable.push(notification);
+                    messages.push(message);
+                }
+                None => {
+                    let key = &notification.idempotency_key;
+                    tracing::error!(channel = self.channel.name(), key, "a notification cannot be read");
+                    self.registry.notification_failed(key, "it cannot be read", None).await?;
+                }
+            }
+        }
+        Ok((readable, messages))
+    }
+
     async fn remember(
         &self,
-        notification: &Notification,
+        batch: &[&Notification],
         sent: Result<(), SendError>,
     ) -> Result<(), RegistryError> {
         let by = ByChannel { channel: self.channel.name().to_owned() };
-        let key = &notification.idempotency_key;
         let Err(error) = sent else {
-            self.metrics.sent.get_or_create(&by).inc();
-            return self.registry.notification_sent(key).await;
+            self.metrics.sent.get_or_create(&by).inc_by(batch.len() as u64);
+            let keys: Vec<&str> = batch.iter().map(|n| n.idempotency_key.as_str()).collect();
+            return self.registry.notifications_sent(&keys).await;
         };
-        let error = dunlin_model::chain(&error);
-        self.metrics.failed.get_or_create(&by).inc();
-        let attempts = notification.attempts + 1;
-        let retry_at =
-            self.retry.pause(attempts, spread(key, attempts)).map(|pause| self.clock.now() + pause);
-        match retry_at {
-            Some(_) => tracing::warn!(channel = by.channel, key, attempts, error, "notification failed"),
-            None => {
-                tracing::error!(channel = by.channel, key, attempts, error, "notification given up");
-                self.metrics.given_up.get_or_create(&by).inc();
+        let words = dunlin_model::chain(&error);
+        for notification in batch {
+            let key = &notification.idempotency_key;
+            self.metrics.failed.get_or_create(&by).inc();
+            let attempts = notification.attempts + 1;
+            let pause = self.retry.pause(attempts, spread(key, attempts)).filter(|_| !error.is_final());
+            let pause = pause.map(|pause| pause.max(error.retry_after().unwrap_or_default()));
+            match pause {
+                Some(_) => {
+                    tracing::warn!(channel = by.channel, key, attempts, error = words, "notification failed");
+                }
+                None => {
+                    tracing::error!(
+                        channel = by.channel,
+                        key,
+                        attempts,
+                        error = words,
+                        "notification given up"
+                    );
+                    self.metrics.given_up.get_or_create(&by).inc();
+                }
+            }
+            let retry_at = pause.map(|pause| self.clock.now() + pause);
+            self.registry.notification_failed(key, &words, retry_at).await?;
+        }
+        Ok(())
+    }
+
+    /// Says of all that fires and that this channel was told of that it fires still.
+    async fn refresh(&self, stop: &mut watch::Receiver<bool>) {
+        let work = async {
+            let mut after = None;
+            loop {
+                let page = match self.registry.alerts_going_on(after.as_ref(), REFRESHED_AT_ONCE_MAX).await {
+                    Ok(page) => page,
+                    Err(error) => return Err(dunlin_model::chain(&error)),
+                };
+                let Some(last) = page.last().cloned() else { return Ok(()) };
+                let name = self.channel.name();
+                let was_told = |told: &Vec<String>| told.iter().any(|target| target == name);
+                let told: Vec<_> =
+                    page.into_iter().filter(|alert| alert.told.as_ref().is_none_or(was_told)).collect();
+                let said = self.channel.refresh(&told, self.clock.now()).await;
+                said.map_err(|error| dunlin_model::chain(&error))?;
+                after = Some(last);
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|asked| *asked) => {}
+            done = work => {
+                if let Err(error) = done {
+                    tracing::warn!(channel = self.channel.name(), error, "what fires was not said again");
+                }
             }
         }
-        self.registry.notification_failed(key, &error, retry_at).await
     }
 }
 

@@ -5,17 +5,15 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{AlertTransition, avro::Datum};
-use dunlin_registry::{Registry, RegistryError};
-use tokio::sync::{Notify, watch};
+use dunlin_registry::RegistryError;
+use tokio::sync::watch;
 
-use crate::{CONSUMER, dispatch::body, metrics::Metrics};
+use crate::{CONSUMER, execute::Executor, metrics::Metrics};
 
 /// Reads the topic and brings the registry up to it.
 pub(crate) struct Follower {
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) registry: Registry,
-    /// Names of the channels, and what wakes their dispatchers.
-    pub(crate) channels: Vec<(String, Arc<Notify>)>,
+    pub(crate) executor: Executor,
     pub(crate) metrics: Metrics,
     /// Where it has got to; the registry is asked once, and no more while the topic does not grow.
     pub(crate) position: Option<Offset>,
@@ -99,24 +97,19 @@ impl Follower {
         transitions: &[AlertTransition],
         next: Offset,
     ) -> Result<(), RegistryError> {
-        let names: Vec<String> = self.channels.iter().map(|(name, _)| name.clone()).collect();
         let mut left = vec![(0..transitions.len(), next)];
         while let Some((part, next)) = left.pop() {
             let stretch = &transitions[part.clone()];
-            let applied =
-                match self.registry.apply_alerts(CONSUMER, at.index, stretch, next.0, &names, body).await {
-                    Err(error) if error.is_refusal() && !stretch.is_empty() => {
-                        left.extend(self.without_refused(offsets, stretch, part, next, &error));
-                        continue;
-                    }
-                    applied => applied?,
-                };
-            self.metrics.transitions.inc_by(applied.transitions);
+            let fresh = match self.executor.absorb(at.index, stretch, next.0).await {
+                Err(error) if error.is_refusal() && !stretch.is_empty() => {
+                    left.extend(self.without_refused(offsets, stretch, part, next, &error));
+                    continue;
+                }
+                fresh => fresh?,
+            };
+            self.metrics.transitions.inc_by(fresh);
             self.position = Some(next);
             self.metrics.position.set(next.0 as i64);
-            if applied.notifications > 0 {
-                self.channels.iter().for_each(|(_, wake)| wake.notify_one());
-            }
         }
         Ok(())
     }
@@ -144,7 +137,8 @@ impl Follower {
     /// Where the registry says it is. A journal that ends before that was replaced, or lost what it had.
     async fn take_up(&mut self, at: Partition) -> Result<Offset, FollowError> {
         let extent = self.journal.extent(at);
-        let mut position = self.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
+        let mut position =
+            self.executor.registry.position(CONSUMER, at.index).await?.map_or(extent.oldest, Offset);
         if position > extent.next {
             tracing::warn!(
                 partition = %at, %position, end = %extent.next,

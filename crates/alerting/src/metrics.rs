@@ -1,3 +1,4 @@
+use dunlin_registry::{NewNotification, NotificationState};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -14,6 +15,8 @@ pub(crate) struct Metrics {
     pub(crate) sent: Family<ByChannel, Counter>,
     pub(crate) failed: Family<ByChannel, Counter>,
     pub(crate) given_up: Family<ByChannel, Counter>,
+    pub(crate) carried: Family<ByChannel, Counter>,
+    pub(crate) suppressed: Family<ByChannel, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,6 +46,27 @@ impl Metrics {
         add("dunlin_alerting_notifications_sent", "Notifications a channel took", &m.sent);
         add("dunlin_alerting_notifications_failed", "Tries that failed", &m.failed);
         add("dunlin_alerting_notifications_given_up", "Notifications kept as dead", &m.given_up);
+        add(
+            "dunlin_alerting_notifications_carried",
+            "Notifications told in a digest or with their group",
+            &m.carried,
+        );
+        add(
+            "dunlin_alerting_notifications_suppressed",
+            "Notifications that were not sent, and say why",
+            &m.suppressed,
+        );
         m
+    }
+
+    pub(crate) fn count(&self, notifications: &[NewNotification]) {
+        for n in notifications {
+            let family = match n.state {
+                NotificationState::Carried { .. } => &self.carried,
+                NotificationState::Suppressed { .. } => &self.suppressed,
+                NotificationState::Due | NotificationState::Gathering { .. } => continue,
+            };
+            family.get_or_create(&ByChannel { channel: n.channel.clone() }).inc();
+        }
     }
 }

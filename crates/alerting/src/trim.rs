@@ -97,9 +97,16 @@ mod tests {
             value: 81.0,
             condition: "temperature > 80".into(),
         });
-        registry.apply_alerts("alerting", 0, &over, 2, &[], |_| String::new()).await.unwrap();
-
         let metrics = Metrics::register(&mut Default::default());
+        let executor = crate::execute::Executor {
+            registry: registry.clone(),
+            policy: Arc::new(crate::policy::Policy::new(&crate::Config::default()).unwrap()),
+            metrics: metrics.clone(),
+            senders: Vec::new(),
+            reminder: Arc::default(),
+        };
+        assert_eq!(executor.absorb(0, &over, 2).await.unwrap(), 2);
+
         let trimmer = Trimmer { registry, clock: clock.clone(), kept: A_YEAR, metrics: metrics.clone() };
         now.fetch_add(A_YEAR.as_micros() as i64, SeqCst);
         trimmer.trim(clock.now()).await;

@@ -40,3 +40,19 @@ impl FromRequestParts<Arc<Console>> for PlatformAsker {
         }
     }
 }
+
+const NAME_BYTES_MAX: usize = 256;
+
+/// What somebody goes by: as they say, for a token may be of several people, or by what the token is.
+pub(crate) fn name_of(user: &User, said: Option<String>) -> Result<String, Problem> {
+    match said {
+        Some(name) if name.is_empty() || name.len() > NAME_BYTES_MAX => {
+            Err(Problem::invalid("by", format!("a name has from 1 to {NAME_BYTES_MAX} bytes")))
+        }
+        Some(name) => Ok(name),
+        None => Ok(match user.scope {
+            Scope::Platform => "platform administrator".to_owned(),
+            Scope::Tenant => "tenant user".to_owned(),
+        }),
+    }
+}

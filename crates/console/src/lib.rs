@@ -4,12 +4,16 @@ mod ask; // who asks: bearer tokens
 mod body; // how long a request may take to arrive
 mod problem; // what a client sees when it goes wrong
 
+mod acknowledge; // by a link, without a token
 mod alerts;
 mod devices;
 mod ledger;
+mod notifications; // who was told, and who was not and why
 mod query; // SQL and typed queries
+mod silences;
 mod status; // health, metrics, lag
 mod tenants;
+mod when; // times as people write them
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +23,7 @@ use axum::{
     middleware,
     routing::{get, patch, post},
 };
+use dunlin_alerting::Desk;
 use dunlin_model::{DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
@@ -83,6 +88,7 @@ pub struct Console {
     pub tsdb: Arc<dyn Tsdb>,
     pub sql: Arc<dyn Sql>,
     pub platform: Arc<dyn Platform>,
+    pub desk: Desk,
 }
 
 /// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
@@ -98,6 +104,19 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/readings", get(query::readings))
         .route("/v1/latest", get(query::latest))
         .route("/v1/alerts", get(alerts::list))
+        .route("/v1/alerts/preview", post(alerts::preview))
+        .route("/v1/alerts/{alert}", get(alerts::show))
+        .route("/v1/alerts/{alert}/ack", post(alerts::acknowledge))
+        .route("/v1/alerts/{alert}/unack", post(alerts::unacknowledge))
+        .route("/v1/alerts/{alert}/comments", post(alerts::comment))
+        .route("/v1/alerts/{alert}/assign", post(alerts::assign))
+        .route("/v1/alerts/{alert}/snooze", post(alerts::snooze))
+        .route("/v1/ack/{token}", get(acknowledge::ask).post(acknowledge::act))
+        .route("/v1/silences", get(silences::list).post(silences::add))
+        .route("/v1/silences/{silence}", get(silences::show).delete(silences::expire))
+        .route("/v1/notifications", get(notifications::list))
+        .route("/v1/notifications/{key}/retry", post(notifications::retry))
+        .route("/v1/notifications/{key}/alerts", get(notifications::carried))
         .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
         .route("/metrics", get(status::metrics))

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use dunlin_model::InvalidName;
-use dunlin_registry::RegistryError;
+use dunlin_registry::{ActError, RegistryError};
 use dunlin_tsdb::QueryError;
 use serde_json::json;
 
@@ -29,6 +29,14 @@ impl Problem {
 
     pub(crate) fn forbidden(detail: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    pub(crate) fn not_found(what: &str, name: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no {what} {name:?}"))
+    }
+
+    pub(crate) fn conflict(detail: impl ToString) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
     }
 
     pub(crate) fn invalid(field: &'static str, detail: impl ToString) -> Self {
@@ -68,6 +76,15 @@ impl From<RegistryError> for Problem {
             RegistryError::Exists { .. } => Self::new(StatusCode::CONFLICT, error),
             RegistryError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error),
             error => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ActError> for Problem {
+    fn from(error: ActError) -> Self {
+        match error {
+            ActError::Illegal(_) | ActError::Over(_) | ActError::LinkUsed => Self::conflict(error),
+            ActError::Registry(error) => error.into(),
         }
     }
 }

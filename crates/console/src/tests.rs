@@ -93,6 +93,7 @@ struct Api {
     platform: String,
     tenant: String,
     quiet: Arc<QuietPlatform>,
+    registry: Registry,
     _dir: tempfile::TempDir,
 }
 
@@ -113,13 +114,14 @@ impl Api {
         let quiet = Arc::new(QuietPlatform::default());
         let routes = routes(Console {
             config,
-            registry,
+            registry: registry.clone(),
             tsdb: Arc::new(MemoryTsdb::open(Default::default(), None)),
             sql: Arc::new(CannedSql),
             platform: quiet.clone(),
+            desk: Desk::new(&Default::default(), clock, "secret"),
         });
         let (platform, tenant) = (platform.reveal().to_owned(), tenant.reveal().to_owned());
-        Self { routes, platform, tenant, quiet, _dir: dir }
+        Self { routes, platform, tenant, quiet, registry, _dir: dir }
     }
 
     async fn ask(&self, token: &str, method: &str, path: &str, body: &str) -> (StatusCode, String) {
@@ -151,6 +153,11 @@ async fn nothing_of_a_tenant_is_shown_without_a_token() {
         "/v1/readings",
         "/v1/latest",
         "/v1/alerts",
+        "/v1/alerts/0123456789abcdef",
+        "/v1/silences",
+        "/v1/silences/sil_1",
+        "/v1/notifications",
+        "/v1/notifications/k/alerts",
         "/v1/ledger",
         "/v1/status",
         "/metrics",
@@ -288,4 +295,134 @@ async fn readiness_says_why_not() {
     let (status, body) = api.ask("", "GET", "/readyz", "").await;
     assert_eq!((status, body.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "the journal has no space left\n"));
     assert_eq!(api.ask("", "GET", "/healthz", "").await.0, StatusCode::OK);
+}
+
+async fn firing(api: &Api, tenant: &str) -> String {
+    let alert = dunlin_registry::Alert {
+        tenant: tenant.into(),
+        id: "0123456789abcdef-1700000000000000".parse().unwrap(),
+        rule: "hot".into(),
+        device: "<b>pump</b>".into(),
+        severity: dunlin_model::Severity::Critical,
+        state: dunlin_model::AlertState::Firing,
+        fired_at: Some(Timestamp::from_micros(1_700_000_000_000_000)),
+        resolved_at: None,
+        acknowledged_at: None,
+        acknowledged_by: None,
+        assignee: None,
+        snoozed_until: None,
+        value: 81.0,
+        condition: "temperature > 80".into(),
+        told: Some(Vec::new()),
+    };
+    let id = alert.id.to_string();
+    let mut work = api.registry.alert_work().await.unwrap();
+    work.put_alerts(&[alert]).await.unwrap();
+    work.commit().await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn an_alert_is_acknowledged_commented_and_snoozed_by_its_tenant_alone() {
+    let api = Api::new().await;
+    let id = firing(&api, "default").await;
+    let post = async |what: &str, body: &str| {
+        let (status, body) = api.ask(&api.platform, "POST", &format!("/v1/alerts/{id}/{what}"), body).await;
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let (status, _) = api.ask(&api.tenant, "POST", &format!("/v1/alerts/{id}/ack"), "{}").await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "another tenant's");
+    let (status, alert) = post("ack", r#"{"by":"ada","comment":"on my way"}"#).await;
+    assert_eq!(
+        (status, alert["state"].as_str(), alert["acknowledged_by"].as_str()),
+        (StatusCode::OK, Some("acknowledged"), Some("ada"))
+    );
+    let (status, problem) = post("ack", "{}").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(problem["detail"], "an alert that is acknowledged cannot be acknowledged");
+    assert_eq!(post("comments", "{}").await.1["field"], "comment");
+    assert_eq!(post("comments", r#"{"comment":"fan stuck"}"#).await.0, StatusCode::OK);
+    assert_eq!(post("assign", r#"{"to":"grace"}"#).await.1["assignee"], "grace");
+    assert_eq!(post("snooze", r#"{"for":"2 parsecs"}"#).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(post("snooze", r#"{"for":"2h"}"#).await.1["snoozed_until"], "2023-11-15T00:13:20Z");
+    assert_eq!(post("snooze", r#"{"until":"2000-01-01T00:00:00Z"}"#).await.1["field"], "until");
+
+    let (_, shown) = api.ask(&api.platform, "GET", "/v1/alerts/0123456789abcdef", "").await;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["id"], id.as_str(), "by its fingerprint");
+    assert_eq!(shown["notes"].as_array().unwrap().len(), 4);
+    for (state, count) in [("open", 1), ("acknowledged", 1), ("firing", 0), ("firing,acknowledged", 1)] {
+        let (_, list) = api.ask(&api.platform, "GET", &format!("/v1/alerts?state={state}"), "").await;
+        let list: Value = serde_json::from_str(&list).unwrap();
+        assert_eq!(list["alerts"].as_array().unwrap().len(), count, "{state}");
+    }
+    let (status, _) = api.ask(&api.platform, "GET", "/v1/alerts?state=angry", "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_silence_is_added_as_alertmanager_would_and_expired() {
+    let api = Api::new().await;
+    let theirs = r#"{"matchers":[{"name":"alertname","value":"hot","isRegex":false,"isEqual":true}],
+        "startsAt":"2023-11-14T22:00:00Z","endsAt":"2023-11-14T23:00:00Z","createdBy":"ada","comment":"works"}"#;
+    let ours = r#"{"matchers":["device=~\"pump-.*\""],"duration":"2h","every":"1d"}"#;
+    let mut ids = Vec::new();
+    for (body, state) in [(theirs, "active"), (ours, "active")] {
+        let (status, view) = api.ask(&api.tenant, "POST", "/v1/silences", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{view}");
+        let view: Value = serde_json::from_str(&view).unwrap();
+        assert_eq!(view["state"], state);
+        ids.push(view["id"].as_str().unwrap().to_owned());
+    }
+    for (body, field) in [
+        (r#"{"matchers":[]}"#, "matchers"),
+        (r#"{"matchers":["colour=red"]}"#, "matchers"),
+        (r#"{"matchers":["rule=x"],"duration":"2h","every":"1h"}"#, "every"),
+        (r#"{"matchers":["rule=x"],"ends_at":"2000-01-01T00:00:00Z"}"#, "ends_at"),
+        (r#"{"matchers":["rule=x"],"until":"2030-01-01T00:00:00Z"}"#, "until"),
+    ] {
+        let (status, problem) = api.ask(&api.tenant, "POST", "/v1/silences", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert!(problem.contains(&format!("\"field\":\"{field}\"")), "{problem}");
+    }
+    let path = format!("/v1/silences/{}", ids[0]);
+    assert_eq!(
+        api.ask(&api.platform, "DELETE", &path, "").await.0,
+        StatusCode::NOT_FOUND,
+        "another tenant's"
+    );
+    assert_eq!(api.ask(&api.tenant, "DELETE", &path, "").await.0, StatusCode::NO_CONTENT);
+    let (_, list) = api.ask(&api.tenant, "GET", "/v1/silences?state=expired", "").await;
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["silences"].as_array().unwrap().len(), 1);
+    assert_eq!(list["silences"][0]["matching"], "rule=\"hot\"");
+}
+
+#[tokio::test]
+async fn a_preview_says_what_a_channel_would() {
+    let api = Api::new().await;
+    let ask = async |body: &str| {
+        let (status, body) = api.ask(&api.tenant, "POST", "/v1/alerts/preview", body).await;
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let (_, preview) = ask(r#"{"channel":"log"}"#).await;
+    assert_eq!(preview["subject"], "[critical] too-hot on press-7 fires");
+    assert!(preview["text"].as_str().unwrap().contains("avg(temperature) over 1m > 80"), "{preview}");
+    let own = r#"{"channel":"log","template":"{{ alert.device }} is {{ alert.value }}","subject":"a\nb"}"#;
+    let (_, preview) = ask(own).await;
+    assert_eq!(
+        (preview["text"].as_str(), preview["subject"].as_str()),
+        (Some("press-7 is 83.5"), Some("a b"))
+    );
+    for (body, field) in [
+        (r#"{"channel":"nobody"}"#, "channel"),
+        (r#"{"channel":"log","template":"{% if %}"}"#, "template"),
+        (
+            r#"{"channel":"log","template":"{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}"}"#,
+            "template",
+        ),
+    ] {
+        let (status, problem) = ask(body).await;
+        assert_eq!((status, problem["field"].as_str()), (StatusCode::BAD_REQUEST, Some(field)), "{problem}");
+    }
 }

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     account::{Account, Accounts},
+    announce::Announcer,
     arrivals::Arrivals,
     config::{Config, InvalidConfig, ListenerConfig},
     delivery::WRITE_BUFFER_BYTES,
@@ -166,6 +167,11 @@ impl Gateway {
     /// To take back the access that the directory gave.
     pub fn access(&self) -> Access {
         Access { sessions: self.shared.sessions.clone(), accounts: self.shared.books.accounts.clone() }
+    }
+
+    /// To publish in a tenant as the server.
+    pub fn announcer(&self) -> Announcer {
+        Announcer { pubsub: self.shared.pubsub.clone(), clock: self.shared.clock.clone() }
     }
 
     /// How the gateway stands, also while somebody else stops it.

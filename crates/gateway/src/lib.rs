@@ -13,6 +13,7 @@ mod proxy; // where the client is, if a load balancer is between
 mod tls; // certificates, the server's and the devices'
 mod websocket; // MQTT in frames
 
+mod announce; // what the server itself publishes
 mod connection; // what one device has not been told yet
 mod delivery; // from a session to its connection
 mod mqtt; // the path of an MQTT reading
@@ -41,6 +42,7 @@ mod metrics;
 pub mod fuzzing; // what must hold for any bytes
 
 pub use account::{Account, Accounts};
+pub use announce::{AnnounceError, Announcer};
 pub use config::{Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport};
 pub use decode::{Entries, Entry, Fault, decode};
 pub use directory::{Admitted, ChildAnswer, Denied, Directory};

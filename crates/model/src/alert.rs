@@ -56,6 +56,151 @@ pub enum Severity {
     Critical,
 }
 
+/// Where an alert is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertState {
+    /// The condition holds, but not yet for as long as the rule asks.
+    Pending,
+    Firing,
+    /// Somebody looks after it.
+    Acknowledged,
+    Resolved,
+    /// Was pending and never fired.
+    Cancelled,
+}
+
+/// What happens to an alert: by its rule (`Fired` to `Cancelled`) or by a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AlertStep {
+    Fired,
+    /// It has become more severe: whoever looks after it said so of something less.
+    Raised,
+    Resolved,
+    Cancelled,
+    Acknowledged,
+    Unacknowledged,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an alert that is {state} cannot be {step}")]
+pub struct IllegalStep {
+    pub state: AlertState,
+    pub step: AlertStep,
+}
+
+impl AlertState {
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Firing, Self::Acknowledged, Self::Resolved, Self::Cancelled];
+
+    /// The legal steps; every other is refused.
+    pub fn on(self, step: AlertStep) -> Result<Self, IllegalStep> {
+        use {AlertState as S, AlertStep as Step};
+        Ok(match (self, step) {
+            (S::Pending, Step::Fired) => S::Firing,
+            // A rule's end of what never fired is no news to anybody.
+            (S::Pending, Step::Cancelled | Step::Resolved) => S::Cancelled,
+            (S::Firing, Step::Acknowledged) => S::Acknowledged,
+            (S::Acknowledged, Step::Unacknowledged) => S::Firing,
+            (S::Firing | S::Acknowledged, Step::Raised) => S::Firing,
+            (S::Firing | S::Acknowledged, Step::Resolved) => S::Resolved,
+            (state, step) => return Err(IllegalStep { state, step }),
+        })
+    }
+
+    /// Not over yet. At most one alert of a fingerprint is.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Pending | Self::Firing | Self::Acknowledged)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Firing => "firing",
+            Self::Acknowledged => "acknowledged",
+            Self::Resolved => "resolved",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for AlertState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for AlertStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fired => "fired",
+            Self::Raised => "raised",
+            Self::Resolved => "resolved",
+            Self::Cancelled => "cancelled",
+            Self::Acknowledged => "acknowledged",
+            Self::Unacknowledged => "unacknowledged",
+        })
+    }
+}
+
+/// One episode of a rule on a device: the public id of an alert, `FINGERPRINT-SINCE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AlertId {
+    pub fingerprint: Fingerprint,
+    /// Event time at which the condition began to hold.
+    pub since: Timestamp,
+}
+
+impl fmt::Display for AlertId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.fingerprint, self.since.as_micros())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an alert's id is FINGERPRINT-SINCE, or its fingerprint alone: 16 hexadecimal digits")]
+pub struct InvalidAlertId;
+
+impl std::str::FromStr for AlertId {
+    type Err = InvalidAlertId;
+    fn from_str(text: &str) -> Result<Self, InvalidAlertId> {
+        let (fingerprint, since) = text.split_once('-').ok_or(InvalidAlertId)?;
+        let since = since.parse().map_err(|_| InvalidAlertId)?;
+        Ok(Self { fingerprint: fingerprint.parse()?, since: Timestamp::from_micros(since) })
+    }
+}
+
+impl std::str::FromStr for Fingerprint {
+    type Err = InvalidAlertId;
+    fn from_str(text: &str) -> Result<Self, InvalidAlertId> {
+        let is_hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let bits = u64::from_str_radix(text, 16).ok().filter(|_| is_hex).ok_or(InvalidAlertId)?;
+        Ok(Self(bits as i64))
+    }
+}
+
+impl Severity {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl AlertTransition {
+    pub fn alert(&self) -> AlertId {
+        AlertId { fingerprint: self.fingerprint, since: self.since }
+    }
+}
+
 impl Fingerprint {
     pub fn of(tenant: &str, rule: &str, device: &str) -> Self {
         Self(hash(&[tenant.as_bytes(), rule.as_bytes(), device.as_bytes()]))
@@ -95,3 +240,41 @@ macro_rules! shown_as_hex {
 }
 shown_as_hex!(Fingerprint);
 shown_as_hex!(TransitionId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_stays_over_and_only_what_fires_is_acknowledged() {
+        use AlertStep::*;
+        let steps = [Fired, Raised, Resolved, Cancelled, Acknowledged, Unacknowledged];
+        for state in AlertState::ALL {
+            for step in steps {
+                let next = state.on(step);
+                assert!(state.is_open() || next.is_err(), "{state} {step}");
+                if next == Ok(AlertState::Acknowledged) {
+                    assert_eq!((state, step), (AlertState::Firing, Acknowledged));
+                }
+            }
+        }
+        let refused = AlertState::Resolved.on(Acknowledged).unwrap_err();
+        assert_eq!(refused.to_string(), "an alert that is resolved cannot be acknowledged");
+    }
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        for fingerprint in [0, -1, i64::MIN, 0x0123_4567_89ab_cdef] {
+            for since in [0, -5, 1_700_000_000_000_000] {
+                let id =
+                    AlertId { fingerprint: Fingerprint(fingerprint), since: Timestamp::from_micros(since) };
+                assert_eq!(id.to_string().parse(), Ok(id));
+            }
+        }
+        for wrong in
+            ["", "-", "0123456789abcdef", "0123456789abcde-1", "+123456789abcdef-1", "0123456789abcdef-x"]
+        {
+            assert_eq!(wrong.parse::<AlertId>(), Err(InvalidAlertId), "{wrong}");
+        }
+    }
+}

@@ -21,7 +21,10 @@ pub mod limits;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // what must hold for any bytes
 
-pub use alert::{AlertPhase, AlertTransition, Fingerprint, Severity, TransitionId};
+pub use alert::{
+    AlertId, AlertPhase, AlertState, AlertStep, AlertTransition, Fingerprint, IllegalStep, InvalidAlertId,
+    Severity, TransitionId,
+};
 pub use cause::{chain, panic_words};
 pub use clock::Clock;
 pub use event::{Event, EventKind};

@@ -1,9 +1,21 @@
-use dunlin_model::{AlertPhase, AlertTransition, Severity, TenantId, Timestamp};
+//! What is wrong, who looks after it, and who has been told.
+
+mod acts; // what people do to alerts
+mod links; // acknowledge links: each once
+mod notifications; // what waits to be sent, and what was not sent and why
+mod silences; // when people do not want to know
+mod work; // what alerting writes, in one transaction
+
+pub use acts::{Act, ActError, Note};
+use dunlin_model::{AlertId, AlertState, Fingerprint, Severity, TenantId, Timestamp};
+pub use notifications::{
+    Carried, NOTIFICATIONS_DUE_MAX, NewNotification, Notification, NotificationFilter, NotificationState,
+    Told,
+};
+pub use silences::{NewSilence, Silence};
+pub use work::{AlertWork, Gathering, Timer, TimerKind};
 
 use crate::{Registry, RegistryError};
-
-/// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
-pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
 
 /// Rows deleted in one transaction.
 const TRIM_STEP_ROWS: i64 = 1_000;
@@ -11,43 +23,44 @@ const TRIM_STEP_ROWS: i64 = 1_000;
 /// One episode of a rule on a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alert {
-    pub fingerprint: String,
+    pub tenant: String,
+    pub id: AlertId,
     pub rule: String,
     pub device: String,
     pub severity: Severity,
-    pub phase: AlertPhase,
-    /// Event time since when the condition held.
-    pub since: Timestamp,
+    pub state: AlertState,
     pub fired_at: Option<Timestamp>,
     pub resolved_at: Option<Timestamp>,
+    pub acknowledged_at: Option<Timestamp>,
+    pub acknowledged_by: Option<String>,
+    pub assignee: Option<String>,
+    pub snoozed_until: Option<Timestamp>,
     /// What was last compared with the threshold.
     pub value: f64,
     pub condition: String,
+    /// The targets that were told that it fires; `None` if that was not written down.
+    pub told: Option<Vec<String>>,
 }
 
-/// A message to a channel that waits to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notification {
-    pub idempotency_key: String,
-    pub channel: String,
-    pub body: String,
-    /// How often it was tried.
-    pub attempts: u32,
+impl Alert {
+    /// Its condition holds, whether somebody looks after it or not.
+    pub fn is_firing(&self) -> bool {
+        matches!(self.state, AlertState::Firing | AlertState::Acknowledged)
+    }
 }
 
-/// Which alerts to list.
-#[derive(Debug, Clone, Copy)]
+/// Which alerts to list. What is empty or `None` asks for nothing.
+#[derive(Debug, Clone, Default)]
 pub struct AlertFilter {
-    pub phase: Option<AlertPhase>,
+    pub states: Vec<AlertState>,
+    pub device: Option<String>,
+    pub rule: Option<String>,
+    pub severity: Option<Severity>,
+    pub assignee: Option<String>,
+    pub fingerprint: Option<Fingerprint>,
+    /// Only those that come after this one, in the order of the list.
+    pub after: Option<AlertId>,
     pub limit: u32,
-}
-
-/// What a stretch of the `alerts` topic brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct AppliedAlerts {
-    /// Transitions seen for the first time.
-    pub transitions: u64,
-    pub notifications: u64,
 }
 
 /// Rows that were forgotten.
@@ -58,7 +71,28 @@ pub struct TrimmedAlerts {
     pub notifications: u64,
 }
 
-type Row = (String, String, String, String, String, i64, Option<i64>, Option<i64>, f64, String);
+const COLUMNS: &str = "tenant, fingerprint, since, rule, device, severity, phase, fired_at, resolved_at,
+     acknowledged_at, acknowledged_by, assignee, snoozed_until, value, condition, told";
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    tenant: String,
+    fingerprint: String,
+    since: i64,
+    rule: String,
+    device: String,
+    severity: String,
+    phase: String,
+    fired_at: Option<i64>,
+    resolved_at: Option<i64>,
+    acknowledged_at: Option<i64>,
+    acknowledged_by: Option<String>,
+    assignee: Option<String>,
+    snoozed_until: Option<i64>,
+    value: f64,
+    condition: String,
+    told: Option<String>,
+}
 
 impl Registry {
     /// Where a consumer whose results live here has got to.
@@ -72,148 +106,114 @@ impl Registry {
         Ok(row.map(|(position,)| position as u64))
     }
 
-    /// Applies a stretch of the `alerts` topic, queues what people must be told, and moves the position: in one
-    /// transaction, so that a crash loses none of it and a replay does none of it twice.
-    ///
-    /// `channels` are those that hear of an alert that fires or resolves; `render` says what they hear.
-    pub async fn apply_alerts(
-        &self,
-        consumer: &str,
-        partition: u16,
-        transitions: &[AlertTransition],
-        next: u64,
-        channels: &[String],
-        render: impl Fn(&AlertTransition) -> String + Send + Sync,
-    ) -> Result<AppliedAlerts, RegistryError> {
-        let now = self.clock.now().as_micros();
-        let mut applied = AppliedAlerts::default();
-        let mut tx = self.writer.begin().await?;
-        for transition in transitions {
-            if !remember(&mut tx, transition, now).await? {
-                continue;
-            }
-            applied.transitions += 1;
-            let tells = move_alert(&mut tx, transition, now).await?;
-            if tells {
-                let body = render(transition);
-                for channel in channels {
-                    applied.notifications += queue(&mut tx, transition, channel, &body, now).await?;
-                }
-            }
-        }
-        sqlx::query(
-            "INSERT INTO positions (consumer, partition, position) VALUES ($1, $2, $3)
-             ON CONFLICT (consumer, partition) DO UPDATE SET position = excluded.position",
-        )
-        .bind(consumer)
-        .bind(i64::from(partition))
-        .bind(next as i64)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(applied)
-    }
-
     /// The newest episodes first.
-    pub async fn alerts(&self, tenant: &TenantId, filter: AlertFilter) -> Result<Vec<Alert>, RegistryError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT fingerprint, rule, device, severity, phase, since, fired_at, resolved_at, value, condition
-             FROM alerts WHERE tenant = $1 AND ($2 IS NULL OR phase = $2)
-             ORDER BY since DESC, fingerprint LIMIT $3",
-        )
+    pub async fn alerts(&self, tenant: &TenantId, filter: &AlertFilter) -> Result<Vec<Alert>, RegistryError> {
+        let has = |state| filter.states.is_empty() || filter.states.contains(&state);
+        let states = AlertState::ALL.map(|state| if has(state) { state.as_str() } else { "" });
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM alerts
+             WHERE tenant = $1 AND phase IN ($2, $3, $4, $5, $6)
+               AND (CAST($7 AS TEXT) IS NULL OR device = $7) AND (CAST($8 AS TEXT) IS NULL OR rule = $8)
+               AND (CAST($9 AS TEXT) IS NULL OR severity = $9) AND (CAST($10 AS TEXT) IS NULL OR assignee = $10)
+               AND (CAST($11 AS TEXT) IS NULL OR fingerprint = $11)
+               AND (CAST($12 AS BIGINT) IS NULL OR since < $12 OR (since = $12 AND fingerprint > $13))
+             ORDER BY since DESC, fingerprint LIMIT $14"
+        )))
         .bind(tenant.as_str())
-        .bind(filter.phase.map(phase_name))
+        .bind(states[0])
+        .bind(states[1])
+        .bind(states[2])
+        .bind(states[3])
+        .bind(states[4])
+        .bind(filter.device.as_deref())
+        .bind(filter.rule.as_deref())
+        .bind(filter.severity.map(Severity::as_str))
+        .bind(filter.assignee.as_deref())
+        .bind(filter.fingerprint.map(|f| f.to_string()))
+        .bind(filter.after.map(|id| id.since.as_micros()))
+        .bind(filter.after.map(|id| id.fingerprint.to_string()))
         .bind(i64::from(filter.limit))
         .fetch_all(&self.readers)
         .await?;
         rows.into_iter().map(alert_of).collect()
     }
 
-    pub async fn alerts_firing(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
-        let (count,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM alerts WHERE tenant = $1 AND phase = 'firing'")
-                .bind(tenant.as_str())
-                .fetch_one(&self.readers)
-                .await?;
-        Ok(count as u64)
+    pub async fn alert(&self, tenant: &TenantId, id: AlertId) -> Result<Option<Alert>, RegistryError> {
+        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM alerts WHERE tenant = $1 AND fingerprint = $2 AND since = $3"
+        )))
+        .bind(tenant.as_str())
+        .bind(id.fingerprint.to_string())
+        .bind(id.since.as_micros())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(alert_of).transpose()
     }
 
-    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one
-    /// is sent or given up.
-    pub async fn due_notifications(
+    /// Alerts that fire, looked after or not, of all tenants, by id: those after `after`.
+    pub async fn alerts_going_on(
         &self,
-        channel: &str,
+        after: Option<&Alert>,
         limit: u32,
-    ) -> Result<Vec<Notification>, RegistryError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
-            "SELECT idempotency_key, body, attempts FROM notifications
-             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at, created_seq LIMIT $3",
-        )
-        .bind(channel)
-        .bind(self.clock.now().as_micros())
+    ) -> Result<Vec<Alert>, RegistryError> {
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM alerts WHERE phase IN ('firing', 'acknowledged')
+               AND (tenant > $1 OR (tenant = $1 AND fingerprint > $2))
+             ORDER BY tenant, fingerprint LIMIT $3"
+        )))
+        .bind(after.map_or("", |a| a.tenant.as_str()))
+        .bind(after.map_or(String::new(), |a| a.id.fingerprint.to_string()))
         .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
-        let all = rows.into_iter().map(|(idempotency_key, body, attempts)| Notification {
-            idempotency_key,
-            channel: channel.to_owned(),
-            body,
-            attempts: attempts as u32,
-        });
-        Ok(all.collect())
+        rows.into_iter().map(alert_of).collect()
     }
 
-    /// When the next notification of a channel is due; `None` if none waits.
-    pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
-        let (next_at,): (Option<i64>,) =
-            sqlx::query_as("SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state = 'due'")
-                .bind(channel)
-                .fetch_one(&self.readers)
-                .await?;
-        Ok(next_at.map(Timestamp::from_micros))
-    }
-
-    pub async fn notification_sent(&self, idempotency_key: &str) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL
-             WHERE idempotency_key = $1",
+    /// Alerts that fire, looked after or not.
+    pub async fn alerts_firing(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
+        let (count,): (i64,) = sqlx::query_as(
+            "SELECT COUNT(*) FROM alerts WHERE tenant = $1 AND phase IN ('firing', 'acknowledged')",
         )
-        .bind(idempotency_key)
-        .execute(&mut *tx)
+        .bind(tenant.as_str())
+        .fetch_one(&self.readers)
         .await?;
-        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
-        tx.commit().await?;
-        Ok(())
+        Ok(count as u64)
     }
 
-    /// `retry_at` is when to try again; `None` gives up and keeps the notification with its error.
-    pub async fn notification_failed(
+    /// The steps that the rules made a fingerprint take from `from` on, oldest first.
+    pub async fn alert_steps(
         &self,
-        idempotency_key: &str,
-        error: &str,
-        retry_at: Option<Timestamp>,
-    ) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
-             WHERE idempotency_key = $1",
+        tenant: &TenantId,
+        id: AlertId,
+        limit: u32,
+    ) -> Result<Vec<(Timestamp, String, f64)>, RegistryError> {
+        let rows: Vec<(i64, String, f64)> = sqlx::query_as(
+            "SELECT at, phase, value FROM alert_transitions
+             WHERE tenant = $1 AND fingerprint = $2 AND at >= $3 ORDER BY at, applied_at LIMIT $4",
         )
-        .bind(idempotency_key)
-        .bind(if retry_at.is_some() { "due" } else { "dead" })
-        .bind(error)
-        .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&mut *tx)
+        .bind(tenant.as_str())
+        .bind(id.fingerprint.to_string())
+        .bind(id.since.as_micros())
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
         .await?;
-        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
-        tx.commit().await?;
-        Ok(())
+        Ok(rows.into_iter().map(|(at, phase, value)| (Timestamp::from_micros(at), phase, value)).collect())
     }
 
-    /// Forgets the transitions, the alerts that are over and the notifications that are through from before
-    /// `before`; what is open or still to be sent stays. A replay that starts earlier than this would tell people
-    /// again, so it is far longer than the journal's retention.
+    /// Forgets the transitions, the alerts that are over with what was said of them, the notifications that are
+    /// through and the silences that have ended, from before `before`; what is open or still to be sent stays. A
+    /// replay that starts earlier than this would tell people again, so it is far longer than the journal's retention.
     pub async fn trim_alerts(&self, before: Timestamp) -> Result<TrimmedAlerts, RegistryError> {
+        for statement in [
+            "DELETE FROM silences WHERE id IN (SELECT id FROM silences WHERE until < $1 LIMIT $2)",
+            "DELETE FROM used_links WHERE id IN (SELECT id FROM used_links WHERE used_at < $1 LIMIT $2)",
+            "DELETE FROM alert_notes WHERE id IN (
+                 SELECT n.id FROM alert_notes AS n WHERE n.at < $1 AND NOT EXISTS (
+                     SELECT 1 FROM alerts AS a WHERE a.tenant = n.tenant AND a.fingerprint = n.fingerprint
+                       AND a.since = n.since AND a.phase IN ('pending', 'firing', 'acknowledged')) LIMIT $2)",
+        ] {
+            self.delete_in_steps(statement, before).await?;
+        }
         Ok(TrimmedAlerts {
             transitions: self
                 .delete_in_steps(
@@ -234,7 +234,7 @@ impl Registry {
                 .delete_in_steps(
                     "DELETE FROM notifications WHERE idempotency_key IN (
                          SELECT idempotency_key FROM notifications
-                         WHERE state IN ('sent', 'dead') AND created_at < $1 LIMIT $2)",
+                         WHERE state IN ('sent', 'dead', 'carried', 'suppressed') AND created_at < $1 LIMIT $2)",
                     before,
                 )
                 .await?,
@@ -265,182 +265,68 @@ impl Registry {
 
 type Tx = sqlx::SqliteConnection;
 
-/// False if the transition was acted on before.
-async fn remember(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let inserted = sqlx::query(
-        "INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(t.id.to_string())
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .bind(phase_name(t.phase))
-    .bind(t.at.as_micros())
-    .bind(t.value)
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected() > 0)
-}
-
-/// Moves the alert to the transition's phase; true if people are told.
-async fn move_alert(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let open: Option<(i64, String)> = sqlx::query_as(
-        "SELECT since, phase FROM alerts
-         WHERE tenant = $1 AND fingerprint = $2 AND phase IN ('pending', 'firing')",
-    )
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .fetch_optional(&mut *tx)
-    .await?;
-    use AlertPhase::*;
-    match (open.as_ref().map(|(since, phase)| (*since, phase.as_str())), t.phase) {
-        (None, Pending) => begin(tx, t, now).await.map(|_| false),
-        (None, Firing) => begin(tx, t, now).await,
-        // An end without a beginning: the beginning is older than what is kept.
-        (None, Resolved | Cancelled) => Ok(false),
-        (Some((since, "pending")), Firing) => advance(tx, t, since, now).await.map(|()| true),
-        (Some((since, "pending")), Resolved | Cancelled) => advance(tx, t, since, now).await.map(|()| false),
-        (Some((since, _)), Resolved) => advance(tx, t, since, now).await.map(|()| true),
-        // It is open already: one alert per fingerprint.
-        (Some(_), Pending | Firing | Cancelled) => Ok(false),
-    }
-}
-
-/// Opens an episode. False if there was one that began then.
-async fn begin(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let inserted = sqlx::query(
-        "INSERT INTO alerts (tenant, fingerprint, since, rule, device, severity, phase, fired_at, value,
-                             condition, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-         ON CONFLICT (tenant, fingerprint, since) DO NOTHING",
-    )
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .bind(t.since.as_micros())
-    .bind(&t.rule)
-    .bind(&t.device)
-    .bind(severity_name(t.severity))
-    .bind(phase_name(t.phase))
-    .bind((t.phase == AlertPhase::Firing).then_some(t.at.as_micros()))
-    .bind(t.value)
-    .bind(&t.condition)
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected() > 0)
-}
-
-/// Takes the open episode, which began at `since`, further.
-async fn advance(tx: &mut Tx, t: &AlertTransition, since: i64, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE alerts SET phase = $4, value = $5, updated_at = $6,
-             fired_at = CASE WHEN $4 = 'firing' THEN $7 ELSE fired_at END,
-             resolved_at = CASE WHEN $4 IN ('resolved', 'cancelled') THEN $7 ELSE resolved_at END
-         WHERE tenant = $1 AND fingerprint = $2 AND since = $3",
-    )
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .bind(since)
-    .bind(phase_name(t.phase))
-    .bind(t.value)
-    .bind(now)
-    .bind(t.at.as_micros())
-    .execute(tx)
-    .await?;
+/// Waits for one's turn to change alerts.
+async fn take_turn(tx: &mut Tx) -> Result<(), RegistryError> {
+    sqlx::query("UPDATE alert_turn SET turn = turn + 1 WHERE id = 1").execute(tx).await?;
     Ok(())
 }
 
-async fn queue(
-    tx: &mut Tx,
-    t: &AlertTransition,
-    channel: &str,
-    body: &str,
-    now: i64,
-) -> Result<u64, RegistryError> {
-    let inserted = sqlx::query(
-        "INSERT INTO notifications
-             (idempotency_key, channel, fingerprint, body, state, attempts, next_at, last_error, created_at, created_seq)
-         SELECT $1, $2, $6, $3,
-                CASE WHEN q.is_full THEN 'dead' WHEN q.has_older THEN 'held' ELSE 'due' END, 0, $4,
-                CASE WHEN q.is_full THEN 'too many notifications wait for this channel' END, $4, q.seq
-         FROM (SELECT (SELECT COUNT(*) FROM notifications
-                       WHERE channel = $2 AND state IN ('due', 'held')) >= $5 AS is_full,
-                      EXISTS (SELECT 1 FROM notifications
-                              WHERE channel = $2 AND fingerprint = $6 AND state IN ('due', 'held')) AS has_older,
-                      (SELECT COALESCE(MAX(created_seq), 0) + 1 FROM notifications) AS seq) AS q
-         WHERE true
-         ON CONFLICT (idempotency_key) DO NOTHING",
-    )
-    .bind(format!("{}-{channel}", t.id))
-    .bind(channel)
-    .bind(body)
-    .bind(now)
-    .bind(NOTIFICATIONS_DUE_MAX)
-    .bind(t.fingerprint.to_string())
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected())
-}
-
-/// The oldest that its alert still has to tell the channel of `idempotency_key` becomes due, if it is held.
-async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE notifications SET state = 'due', next_at = $2
-         WHERE state = 'held' AND idempotency_key = (
-             SELECT waiting.idempotency_key FROM notifications AS done
-             JOIN notifications AS waiting
-               ON waiting.channel = done.channel AND waiting.fingerprint = done.fingerprint
-             WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
-             ORDER BY waiting.created_seq LIMIT 1)",
-    )
-    .bind(idempotency_key)
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-fn phase_name(phase: AlertPhase) -> &'static str {
-    match phase {
-        AlertPhase::Pending => "pending",
-        AlertPhase::Firing => "firing",
-        AlertPhase::Resolved => "resolved",
-        AlertPhase::Cancelled => "cancelled",
+/// `($1, $2), ($3, $4)`: the places of `rows` rows of `columns` values.
+fn places(rows: usize, columns: usize) -> String {
+    let mut text = String::with_capacity(rows * (columns * 7 + 4));
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 1..=columns {
+            let comma = if column == 1 { "" } else { ", " };
+            text.push_str(&format!("{comma}${}", row * columns + column));
+        }
+        text.push(')');
     }
+    text
 }
 
-fn severity_name(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Info => "info",
-        Severity::Warning => "warning",
-        Severity::Critical => "critical",
-    }
+/// `$first, …`: the places of `count` values of a list.
+fn list(first: usize, count: usize) -> String {
+    let places: Vec<String> = (first..first + count).map(|n| format!("${n}")).collect();
+    places.join(", ")
 }
 
 fn alert_of(row: Row) -> Result<Alert, RegistryError> {
-    let (fingerprint, rule, device, severity, phase, since, fired_at, resolved_at, value, condition) = row;
+    let damaged = |what, value: &str| RegistryError::Damaged { what, value: value.to_owned() };
     Ok(Alert {
-        fingerprint,
-        rule,
-        device,
-        severity: match severity.as_str() {
+        id: AlertId {
+            fingerprint: fingerprint_of(&row.fingerprint)?,
+            since: Timestamp::from_micros(row.since),
+        },
+        severity: match row.severity.as_str() {
             "info" => Severity::Info,
             "warning" => Severity::Warning,
             "critical" => Severity::Critical,
-            _ => return Err(RegistryError::Damaged { what: "severity", value: severity }),
+            other => return Err(damaged("severity", other)),
         },
-        phase: match phase.as_str() {
-            "pending" => AlertPhase::Pending,
-            "firing" => AlertPhase::Firing,
-            "resolved" => AlertPhase::Resolved,
-            "cancelled" => AlertPhase::Cancelled,
-            _ => return Err(RegistryError::Damaged { what: "alert phase", value: phase }),
-        },
-        since: Timestamp::from_micros(since),
-        fired_at: fired_at.map(Timestamp::from_micros),
-        resolved_at: resolved_at.map(Timestamp::from_micros),
-        value,
-        condition,
+        state: AlertState::ALL
+            .into_iter()
+            .find(|state| state.as_str() == row.phase)
+            .ok_or_else(|| damaged("alert phase", &row.phase))?,
+        tenant: row.tenant,
+        rule: row.rule,
+        device: row.device,
+        fired_at: row.fired_at.map(Timestamp::from_micros),
+        resolved_at: row.resolved_at.map(Timestamp::from_micros),
+        acknowledged_at: row.acknowledged_at.map(Timestamp::from_micros),
+        acknowledged_by: row.acknowledged_by,
+        assignee: row.assignee,
+        snoozed_until: row.snoozed_until.map(Timestamp::from_micros),
+        value: row.value,
+        condition: row.condition,
+        told: row.told.map(|lines| lines_of(&lines)),
     })
+}
+
+fn fingerprint_of(text: &str) -> Result<Fingerprint, RegistryError> {
+    text.parse().map_err(|_| RegistryError::Damaged { what: "fingerprint", value: text.to_owned() })
+}
+
+fn lines_of(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
 }

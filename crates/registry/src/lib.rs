@@ -10,7 +10,11 @@ mod alerts; // what is wrong, and who has been told
 
 use std::{path::Path, time::Duration};
 
-pub use alerts::{Alert, AlertFilter, AppliedAlerts, NOTIFICATIONS_DUE_MAX, Notification, TrimmedAlerts};
+pub use alerts::{
+    Act, ActError, Alert, AlertFilter, AlertWork, Carried, Gathering, NOTIFICATIONS_DUE_MAX, NewNotification,
+    NewSilence, Note, Notification, NotificationFilter, NotificationState, Silence, Timer, TimerKind, Told,
+    TrimmedAlerts,
+};
 pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
 use sqlx::sqlite::{

@@ -1,6 +1,8 @@
+use std::{collections::BTreeSet, time::Duration};
+
 use dunlin_model::{
-    AlertPhase, AlertTransition, Clock, DeviceId, DeviceType, Fingerprint, Severity, TenantId, Timestamp,
-    TransitionId,
+    AlertId, AlertPhase, AlertState, AlertTransition, Clock, DeviceId, DeviceType, Fingerprint, Severity,
+    TenantId, Timestamp, TransitionId,
 };
 
 use super::*;
@@ -131,61 +133,58 @@ fn transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
     }
 }
 
-#[tokio::test]
-async fn a_replayed_alert_changes_nothing_and_tells_nobody_again() {
-    use AlertPhase::*;
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let channels = ["log".to_owned(), "webhook".to_owned()];
-    let history = [transition(Pending, 1, 1), transition(Firing, 1, 5), transition(Resolved, 1, 9)];
-    let apply = async |transitions: &[AlertTransition], next| {
-        registry
-            .apply_alerts("alerting", 0, transitions, next, &channels, |t| t.id.to_string())
-            .await
-            .unwrap()
-    };
-
-    assert_eq!(apply(&history[..2], 2).await, AppliedAlerts { transitions: 2, notifications: 2 });
-    assert_eq!(registry.alerts_firing(&TenantId::default_tenant()).await.unwrap(), 1);
-    assert_eq!(apply(&history, 3).await, AppliedAlerts { transitions: 1, notifications: 2 });
-    assert_eq!(apply(&history, 3).await, AppliedAlerts::default());
-    assert_eq!(registry.position("alerting", 0).await.unwrap(), Some(3));
-
-    let alerts =
-        registry.alerts(&TenantId::default_tenant(), AlertFilter { phase: None, limit: 10 }).await.unwrap();
-    assert_eq!(alerts.len(), 1);
-    assert_eq!(
-        (alerts[0].phase, alerts[0].fired_at, alerts[0].resolved_at),
-        (Resolved, Some(Timestamp::from_micros(5)), Some(Timestamp::from_micros(9)))
-    );
-    for told in [&history[1], &history[2]] {
-        let due = registry.due_notifications("webhook", 10).await.unwrap();
-        assert_eq!(due.iter().map(|n| &n.body).collect::<Vec<_>>(), [&told.id.to_string()]);
-        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+fn alert(device: &str, since: i64, state: AlertState) -> Alert {
+    Alert {
+        tenant: "default".into(),
+        id: AlertId {
+            fingerprint: Fingerprint::of("default", "hot", device),
+            since: Timestamp::from_micros(since),
+        },
+        rule: "hot".into(),
+        device: device.into(),
+        severity: Severity::Critical,
+        state,
+        fired_at: None,
+        resolved_at: None,
+        acknowledged_at: None,
+        acknowledged_by: None,
+        assignee: None,
+        snoozed_until: None,
+        value: 81.0,
+        condition: "temperature > 80".into(),
+        told: Some(vec!["mail/a@x".into(), "log".into()]),
     }
-    assert_eq!(apply(&history, 3).await, AppliedAlerts::default(), "and not when they are sent either");
-    assert_eq!(registry.next_notification("webhook").await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn an_alert_that_never_fired_is_cancelled_in_silence_and_each_episode_is_its_own() {
-    use AlertPhase::*;
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let channels = ["log".to_owned()];
-    let history = [
-        transition(Pending, 1, 1),
-        transition(Cancelled, 1, 2),
-        transition(Firing, 10, 10),
-        transition(Firing, 11, 11), // Never resolved the first: still one open alert.
-        transition(Resolved, 11, 12),
-    ];
-    let applied =
-        registry.apply_alerts("alerting", 0, &history, 5, &channels, |_| String::new()).await.unwrap();
-    assert_eq!(applied, AppliedAlerts { transitions: 5, notifications: 2 });
-    let all = AlertFilter { phase: None, limit: 10 };
-    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
-    assert_eq!(alerts.iter().map(|a| a.phase).collect::<Vec<_>>(), [Resolved, Cancelled]);
+async fn put(registry: &Registry, alerts: &[Alert]) {
+    let mut work = registry.alert_work().await.unwrap();
+    work.put_alerts(alerts).await.unwrap();
+    work.commit().await.unwrap();
+}
+
+fn told(key: &str, device: &str, channel: &str, state: NotificationState) -> NewNotification {
+    NewNotification {
+        idempotency_key: format!("{key}-{channel}"),
+        tenant: "default".into(),
+        alert: Some(alert(device, 1, AlertState::Firing).id),
+        channel: channel.into(),
+        recipient: String::new(),
+        what: "fired".into(),
+        body: key.into(),
+        group_key: String::new(),
+        state,
+    }
+}
+
+async fn tell(registry: &Registry, new: &[NewNotification]) -> u64 {
+    let mut work = registry.alert_work().await.unwrap();
+    let to_send = work.put_notifications(new).await.unwrap();
+    work.commit().await.unwrap();
+    to_send
+}
+
+async fn due(registry: &Registry, channel: &str) -> Vec<String> {
+    registry.due_notifications(channel, 10).await.unwrap().into_iter().map(|n| n.body).collect()
 }
 
 /// Of a channel's notifications, in the order of their making.
@@ -199,48 +198,208 @@ async fn states(registry: &Registry, channel: &str) -> Vec<String> {
     rows.into_iter().map(|(state,)| state).collect()
 }
 
-fn other_transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
-    let fingerprint = Fingerprint::of("default", "hot", "pump-2");
-    let id = TransitionId::of(fingerprint, phase, Timestamp::from_micros(since));
-    AlertTransition { id, fingerprint, device: "pump-2".into(), ..transition(phase, since, at) }
+#[tokio::test]
+async fn an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let tenant = TenantId::default_tenant();
+    let first = alert("pump-1", 1, AlertState::Firing);
+    put(&registry, &[first.clone(), alert("pump-2", 7, AlertState::Pending)]).await;
+    assert_eq!(registry.alert(&tenant, first.id).await.unwrap(), Some(first.clone()));
+    assert_eq!(registry.alerts_firing(&tenant).await.unwrap(), 1);
+
+    let mut work = registry.alert_work().await.unwrap();
+    let second = work.put_alerts(&[alert("pump-1", 2, AlertState::Firing)]).await.unwrap_err();
+    assert!(second.is_refusal(), "{second}");
+    drop(work);
+    let over = Alert { state: AlertState::Resolved, ..first };
+    put(&registry, &[over, alert("pump-1", 2, AlertState::Acknowledged)]).await;
+
+    let mut filter = AlertFilter { limit: 10, ..AlertFilter::default() };
+    let list = async |filter: &AlertFilter| -> Vec<(String, AlertState)> {
+        let alerts = registry.alerts(&tenant, filter).await.unwrap();
+        alerts.into_iter().map(|a| (a.device, a.state)).collect()
+    };
+    let (p1, p2) = ("pump-1".to_owned(), "pump-2".to_owned());
+    let all = [
+        (p2.clone(), AlertState::Pending),
+        (p1.clone(), AlertState::Acknowledged),
+        (p1.clone(), AlertState::Resolved),
+    ];
+    assert_eq!(list(&filter).await, all);
+    filter.after = Some(alert("pump-2", 7, AlertState::Pending).id);
+    assert_eq!(list(&filter).await, all[1..]);
+    filter.after = None;
+    filter.states = vec![AlertState::Acknowledged, AlertState::Pending];
+    assert_eq!(list(&filter).await, all[..2]);
+    filter.device = Some(p1);
+    assert_eq!(list(&filter).await, all[1..2]);
+    assert!(registry.alerts(&"other".parse().unwrap(), &filter).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_people_do_is_legal_or_refused_and_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let tenant = TenantId::default_tenant();
+    let id = alert("pump-1", 1, AlertState::Firing).id;
+    put(&registry, &[alert("pump-1", 1, AlertState::Firing)]).await;
+    let act = async |act: Act, link| registry.act_on_alert(&tenant, id, &act, "ada", "why", link).await;
+
+    let acknowledged = act(Act::Acknowledge, Some("m1")).await.unwrap().unwrap();
+    assert_eq!(
+        (acknowledged.state, acknowledged.acknowledged_by.as_deref()),
+        (AlertState::Acknowledged, Some("ada"))
+    );
+    let again = act(Act::Acknowledge, None).await.unwrap_err();
+    assert_eq!(again.to_string(), "an alert that is acknowledged cannot be acknowledged");
+    assert!(matches!(act(Act::Comment, Some("m1")).await, Err(ActError::LinkUsed)));
+    assert!(registry.link_is_used("m1").await.unwrap());
+    // A link that came to nothing is not used up.
+    assert!(act(Act::Acknowledge, Some("m2")).await.is_err());
+    assert!(!registry.link_is_used("m2").await.unwrap());
+
+    act(Act::Comment, None).await.unwrap();
+    act(Act::Assign(Some("grace".into())), None).await.unwrap();
+    act(Act::Unacknowledge, None).await.unwrap();
+    let until = Timestamp::from_micros(1_700_000_001_000_000);
+    let snoozed = act(Act::Snooze(until), None).await.unwrap().unwrap();
+    assert_eq!((snoozed.state, snoozed.snoozed_until), (AlertState::Firing, Some(until)));
+    assert_eq!((snoozed.assignee.as_deref(), snoozed.acknowledged_by), (Some("grace"), None));
+    let notes = registry.alert_notes(&tenant, id, 10).await.unwrap();
+    let said: BTreeSet<_> = notes.iter().map(|n| n.what.as_str()).collect();
+    assert_eq!(said, ["acknowledged", "assigned", "commented", "snoozed", "unacknowledged"].into());
+    assert!(notes.iter().all(|n| n.who == "ada" && n.words == "why"));
+
+    let elsewhere: TenantId = "other".parse().unwrap();
+    let nobody = registry.act_on_alert(&elsewhere, id, &Act::Acknowledge, "eve", "", None).await.unwrap();
+    assert_eq!(nobody, None, "another tenant's");
+    put(&registry, &[alert("pump-1", 1, AlertState::Resolved)]).await;
+    assert!(matches!(act(Act::Snooze(until), None).await, Err(ActError::Over(AlertState::Resolved))));
+    assert!(act(Act::Acknowledge, None).await.is_err());
 }
 
 #[tokio::test]
 async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
-    use AlertPhase::*;
+    use NotificationState::Due;
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
-    let say = |t: &AlertTransition| format!("{} {:?} {}", t.device, t.phase, t.since.as_micros());
-    let due = async || -> Vec<(String, String)> {
-        let due = registry.due_notifications("w", 10).await.unwrap();
-        due.into_iter().map(|n| (n.idempotency_key, n.body)).collect()
-    };
-    let channels = ["w".to_owned(), "other".to_owned()];
-    let first = [transition(Firing, 1, 1), transition(Resolved, 1, 2), other_transition(Firing, 1, 3)];
-    registry.apply_alerts("alerting", 0, &first, 3, &channels, say).await.unwrap();
-    let second = [transition(Firing, 5, 5), transition(Resolved, 5, 6)];
-    registry.apply_alerts("alerting", 0, &second, 5, &channels, say).await.unwrap();
-
-    let now = due().await;
-    assert_eq!([&now[0].1, &now[1].1], ["pump-1 Firing 1", "pump-2 Firing 1"], "one of each alert");
-    assert_eq!(now.len(), 2);
-    registry.notification_sent(&now[1].0).await.unwrap();
+    let first = [
+        told("fired", "pump-1", "w", Due),
+        told("over", "pump-1", "w", Due),
+        told("other", "pump-2", "w", Due),
+    ];
+    assert_eq!(tell(&registry, &first).await, 2);
+    tell(&registry, &first).await; // Said again: nothing.
+    tell(&registry, &[told("again", "pump-1", "w", Due), told("fired", "pump-1", "x", Due)]).await;
+    assert_eq!(due(&registry, "w").await, ["fired", "other"], "one of each alert");
+    registry.notifications_sent(&["other-w"]).await.unwrap();
 
     // The first is refused and waits: what comes after it waits, too, and nobody need look before.
     let later = Timestamp::from_micros(1_800_000_000_000_000);
-    registry.notification_failed(&now[0].0, "503", Some(later)).await.unwrap();
-    assert_eq!(due().await, []);
+    registry.notification_failed("fired-w", "503", Some(later)).await.unwrap();
+    assert!(due(&registry, "w").await.is_empty());
     assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
-    assert_eq!(states(&registry, "w").await, ["due", "held", "sent", "held", "held"]);
-    assert_eq!(states(&registry, "other").await, ["due", "held", "due", "held", "held"]);
+    assert_eq!(states(&registry, "w").await, ["due", "held", "sent", "held"]);
+    assert_eq!(states(&registry, "x").await, ["due"]);
 
-    registry.notification_failed(&now[0].0, "503", None).await.unwrap(); // Given up: the next one's turn.
-    for expected in ["pump-1 Resolved 1", "pump-1 Firing 5", "pump-1 Resolved 5"] {
-        let now = due().await;
-        assert_eq!(now.iter().map(|(_, body)| body).collect::<Vec<_>>(), [expected]);
-        registry.notification_sent(&now[0].0).await.unwrap();
+    registry.notification_failed("fired-w", "503", None).await.unwrap(); // Given up: the next one's turn.
+    for expected in ["over", "again"] {
+        assert_eq!(due(&registry, "w").await, [expected]);
+        registry.notifications_sent(&[&format!("{expected}-w")]).await.unwrap();
     }
     assert_eq!(registry.next_notification("w").await.unwrap(), None);
+
+    let tenant = TenantId::default_tenant();
+    let dead = NotificationFilter { state: Some("dead".into()), limit: 10, ..NotificationFilter::default() };
+    let dead = registry.notifications(&tenant, &dead).await.unwrap();
+    assert_eq!(dead.iter().map(|n| n.last_error.as_deref()).collect::<Vec<_>>(), [Some("503")]);
+    assert!(!registry.revive_notification(&"other".parse().unwrap(), "fired-w").await.unwrap());
+    assert!(registry.revive_notification(&tenant, "fired-w").await.unwrap());
+    assert_eq!(due(&registry, "w").await, ["fired"]);
+}
+
+#[tokio::test]
+async fn a_message_of_many_has_what_it_had_when_it_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(1_000_000));
+    let hands = now.clone();
+    let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
+    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    put(&registry, &[alert("pump-1", 1, AlertState::Firing), alert("pump-2", 1, AlertState::Firing)]).await;
+    let closes_at = Timestamp::from_micros(5_000_000);
+    let carried = || NotificationState::Carried { carrier: "digest-w".into(), reason: "budget".into() };
+    let digest = NewNotification {
+        alert: None,
+        what: "digest".into(),
+        ..told("digest", "", "w", NotificationState::Gathering { members: 2, closes_at })
+    };
+    tell(&registry, &[digest, told("a", "pump-1", "w", carried()), told("b", "pump-2", "w", carried())])
+        .await;
+    assert!(due(&registry, "w").await.is_empty());
+    assert_eq!(registry.next_notification("w").await.unwrap(), Some(closes_at));
+    let mut work = registry.alert_work().await.unwrap();
+    let open = work.gatherings().await.unwrap();
+    assert_eq!((open[0].key.as_str(), open[0].members), ("digest-w", 2));
+    drop(work);
+
+    now.store(5_000_000, std::sync::atomic::Ordering::SeqCst);
+    let found = registry.due_notifications("w", 10).await.unwrap();
+    assert!(found[0].is_gathering);
+    assert_eq!(registry.close_gathering("digest-w").await.unwrap(), 2);
+    assert!(registry.alert_work().await.unwrap().gatherings().await.unwrap().is_empty());
+    let first = registry.carried("digest-w", 0, 1).await.unwrap();
+    let second = registry.carried("digest-w", first[0].seq, 10).await.unwrap();
+    assert_eq!((first[0].device.as_str(), second[0].device.as_str(), second.len()), ("pump-1", "pump-2", 1));
+    let counts = registry.carried_counts("digest-w").await.unwrap();
+    assert_eq!(counts.into_values().collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn a_silence_is_in_force_in_its_time_and_wakes_what_waits_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let (tenant, now) = (TenantId::default_tenant(), Timestamp::from_micros(1_700_000_000_000_000));
+    let hour = Duration::from_secs(3_600);
+    let new = NewSilence {
+        matchers: "[]".into(),
+        starts_at: now,
+        ends_at: now + hour,
+        every_seconds: None,
+        until: now + hour,
+        comment: "pump works".into(),
+        created_by: "ada".into(),
+    };
+    let silence = registry.add_silence(&tenant, &new).await.unwrap();
+    assert_eq!(registry.silence(&tenant, &silence.id).await.unwrap().as_ref(), Some(&silence));
+    assert_eq!(silence.in_force_until(now), Some(now + hour));
+    assert_eq!((silence.in_force_until(now - hour), silence.in_force_until(now + hour)), (None, None));
+
+    let window = Silence { every_seconds: Some(86_400), until: now + 48 * hour, ..silence.clone() };
+    assert_eq!(window.in_force_until(now + 24 * hour), Some(now + 25 * hour), "again a day later");
+    assert_eq!(window.in_force_until(now + 26 * hour), None);
+    assert_eq!(window.in_force_until(now + 48 * hour), None, "and then no more");
+
+    let id = alert("pump-1", 1, AlertState::Firing).id;
+    let timer = Timer {
+        tenant: "default".into(),
+        alert: id,
+        kind: TimerKind::Look,
+        at: now + hour,
+        waits_for: Some(silence.id.clone()),
+        targets: vec!["a".into()],
+    };
+    let mut work = registry.alert_work().await.unwrap();
+    work.put_timers(&[timer.clone(), timer.clone()]).await.unwrap();
+    work.commit().await.unwrap();
+    assert_eq!(registry.next_alert_timer().await.unwrap(), Some(now + hour));
+    assert!(!registry.expire_silence(&"other".parse().unwrap(), &silence.id).await.unwrap());
+    assert!(registry.expire_silence(&tenant, &silence.id).await.unwrap());
+    assert!(!registry.expire_silence(&tenant, &silence.id).await.unwrap(), "it has ended");
+    let mut work = registry.alert_work().await.unwrap();
+    assert_eq!(work.take_due_timers(10).await.unwrap(), [Timer { at: now, ..timer }]);
+    assert!(work.take_due_timers(10).await.unwrap().is_empty());
+    assert!(work.silences().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -277,26 +436,8 @@ async fn notifications_of_an_older_version_go_out_in_order() {
     for expected in ["firing", "resolved"] {
         let due = registry.due_notifications("the-w", 10).await.unwrap();
         assert_eq!(due.iter().map(|n| n.body.as_str()).collect::<Vec<_>>(), [expected]);
-        registry.notification_sent(&due[0].idempotency_key).await.unwrap();
+        registry.notifications_sent(&[&due[0].idempotency_key]).await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn a_notification_waits_for_its_retry_and_is_given_up_with_its_error() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let firing = [transition(AlertPhase::Firing, 1, 1)];
-    registry.apply_alerts("alerting", 0, &firing, 1, &["w".to_owned()], |_| "b".into()).await.unwrap();
-    let due = registry.due_notifications("w", 10).await.unwrap();
-    assert_eq!((due.len(), due[0].attempts), (1, 0));
-
-    let later = Timestamp::from_micros(1_800_000_000_000_000);
-    registry.notification_failed(&due[0].idempotency_key, "503", Some(later)).await.unwrap();
-    assert!(registry.due_notifications("w", 10).await.unwrap().is_empty());
-    assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
-
-    registry.notification_failed(&due[0].idempotency_key, "503", None).await.unwrap();
-    assert_eq!(states(&registry, "w").await, ["dead"]);
 }
 
 #[tokio::test]
@@ -305,7 +446,11 @@ async fn what_is_refused_is_told_from_what_fails() {
     let registry = registry(&dir).await;
     let apply = async |value| {
         let transition = AlertTransition { value, ..transition(AlertPhase::Firing, 1, 1) };
-        registry.apply_alerts("alerting", 0, &[transition], 1, &[], |_| String::new()).await
+        let mut work = registry.alert_work().await?;
+        let fresh = work.remember(&[transition.clone(), transition]).await?;
+        work.move_position("alerting", 0, 1).await?;
+        work.commit().await?;
+        Ok::<_, RegistryError>(fresh.len())
     };
     // SQLite has no NaN: it is NULL there, and no value may be.
     assert!(apply(f64::NAN).await.unwrap_err().is_refusal());
@@ -318,50 +463,44 @@ async fn what_is_refused_is_told_from_what_fails() {
     sqlx::query("ALTER TABLE positions RENAME TO elsewhere").execute(&other).await.unwrap();
     assert!(!apply(81.0).await.unwrap_err().is_refusal(), "a table that is not there may come back");
     sqlx::query("ALTER TABLE elsewhere RENAME TO positions").execute(&other).await.unwrap();
-    assert_eq!(apply(81.0).await.unwrap().transitions, 1);
+    assert_eq!(apply(81.0).await.unwrap(), 1);
+    assert_eq!(apply(81.0).await.unwrap(), 0, "a replay");
     registry.close().await;
     assert!(!apply(81.0).await.unwrap_err().is_refusal());
 }
 
 #[tokio::test]
 async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays() {
-    use AlertPhase::*;
+    use NotificationState::{Due, Suppressed};
     const AN_HOUR: i64 = 3_600_000_000;
     let dir = tempfile::tempdir().unwrap();
     let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
     let hands = now.clone();
     let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
     let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
-    let channels = ["w".to_owned()];
-    let over: Vec<_> =
-        (1..=1_200).flat_map(|n| [transition(Pending, n, n), transition(Cancelled, n, n)]).collect();
-    let told = [transition(Firing, 2_000, 2_000), transition(Resolved, 2_000, 2_001)];
-    let open = [other_transition(Firing, 1, 1)];
-    let fresh = [transition(Firing, 3_000, 3_000), transition(Resolved, 3_000, 3_001)];
-    for (at, history) in [(0, &over[..]), (0, &told), (0, &open), (AN_HOUR, &fresh)] {
-        now.store(at, std::sync::atomic::Ordering::SeqCst);
-        registry.apply_alerts("alerting", 0, history, 1, &channels, |_| String::new()).await.unwrap();
-    }
-    // One is sent, and its end is due; the open one's is sent; the fresh ones are held.
-    for n in registry.due_notifications("w", 10).await.unwrap() {
-        registry.notification_sent(&n.idempotency_key).await.unwrap();
-    }
-    assert_eq!(states(&registry, "w").await, ["sent", "due", "sent", "held", "held"]);
+    let transitions: Vec<_> = (1..=1_200).map(|n| transition(AlertPhase::Pending, n, n)).collect();
+    let over: Vec<_> = (1..=1_200).map(|n| alert("pump-1", n, AlertState::Cancelled)).collect();
+    let mut work = registry.alert_work().await.unwrap();
+    assert_eq!(work.remember(&transitions).await.unwrap().len(), 1_200);
+    work.put_alerts(&over).await.unwrap();
+    work.put_alerts(&[alert("pump-2", 1, AlertState::Firing)]).await.unwrap();
+    work.put_notifications(&[told("sent", "pump-2", "w", Due), told("due", "pump-2", "w", Due)])
+        .await
+        .unwrap();
+    let why = Suppressed { reason: "silence".into() };
+    work.put_notifications(&[told("not", "pump-1", "w", why)]).await.unwrap();
+    work.commit().await.unwrap();
+    registry.notifications_sent(&["sent-w"]).await.unwrap();
+    now.store(AN_HOUR, std::sync::atomic::Ordering::SeqCst);
+    put(&registry, &[alert("pump-1", 3_000, AlertState::Resolved)]).await;
 
     let trimmed = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
-    assert_eq!(trimmed, TrimmedAlerts { transitions: 2_403, alerts: 1_201, notifications: 2 });
-    assert_eq!(states(&registry, "w").await, ["due", "held", "held"]);
-    let all = AlertFilter { phase: None, limit: 9 };
-    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
-    assert_eq!(
-        alerts.iter().map(|a| (a.device.as_str(), a.phase)).collect::<Vec<_>>(),
-        [("pump-1", Resolved), ("pump-2", Firing)]
-    );
-    assert_eq!(
-        registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap(),
-        TrimmedAlerts::default()
-    );
-
-    let again = registry.apply_alerts("alerting", 0, &open, 1, &channels, |_| String::new()).await.unwrap();
-    assert_eq!(again.notifications, 0, "an alert that is open is not told again");
+    assert_eq!(trimmed, TrimmedAlerts { transitions: 1_200, alerts: 1_200, notifications: 2 });
+    assert_eq!(states(&registry, "w").await, ["due"]);
+    let all = AlertFilter { limit: 9, ..AlertFilter::default() };
+    let alerts = registry.alerts(&TenantId::default_tenant(), &all).await.unwrap();
+    let left: Vec<_> = alerts.iter().map(|a| (a.device.as_str(), a.state)).collect();
+    assert_eq!(left, [("pump-1", AlertState::Resolved), ("pump-2", AlertState::Firing)]);
+    let again = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
+    assert_eq!(again, TrimmedAlerts::default());
 }

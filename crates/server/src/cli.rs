@@ -70,11 +70,23 @@ Examples:
         #[command(flatten)]
         server: Server,
     },
-    /// List alerts, the newest first
-    Alerts {
-        /// Only those in this state
-        #[arg(long, value_enum)]
-        state: Option<AlertState>,
+    /// List alerts, the newest first; acknowledge, comment, assign, snooze them
+    #[command(after_help = "\
+Examples:
+  dunlin alerts --state open
+  dunlin alerts show 6b1c3f0a9d2e4875
+  dunlin alerts ack 6b1c3f0a9d2e4875 --comment 'on my way'
+  dunlin alerts snooze 6b1c3f0a9d2e4875 --for 2h")]
+    Alerts(AlertsArgs),
+    /// Silence alerts for a time: add, list, expire
+    #[command(after_help = "\
+Examples:
+  dunlin silence add rule=too-hot 'device=~press-.*' --duration 2h --comment 'new sensors'
+  dunlin silence add device=press-7 --start 2026-02-01T02:00:00Z --duration 1h --every 7d
+  dunlin silence expire sil_0c9e...")]
+    Silence {
+        #[command(subcommand)]
+        command: SilenceCommand,
         #[command(flatten)]
         server: Server,
     },
@@ -93,6 +105,124 @@ Examples:
     Completions {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AlertsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<AlertCommand>,
+    /// Only those in these states, by comma: pending, firing, acknowledged, resolved, cancelled; `open` is the first three
+    #[arg(long)]
+    pub(crate) state: Option<String>,
+    /// Only those of this device
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Only those of this rule
+    #[arg(long)]
+    pub(crate) rule: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AlertCommand {
+    /// All about one alert: what happened, who did what, who was told and who was not and why
+    Show {
+        /// Its id, or the fingerprint for the newest
+        alert: String,
+    },
+    /// Say that you look after them: nobody else is told
+    Ack {
+        #[arg(required = true)]
+        alerts: Vec<String>,
+        #[arg(long, default_value = "")]
+        comment: String,
+        /// Who you are [default: what the token is]
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// Take it back: others are told again
+    Unack {
+        #[arg(required = true)]
+        alerts: Vec<String>,
+        #[arg(long, default_value = "")]
+        comment: String,
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// Say something of an alert
+    Comment {
+        alert: String,
+        comment: String,
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// Give an alert to somebody; to nobody without a name
+    Assign {
+        alert: String,
+        to: Option<String>,
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// Hear no more of an alert for a time
+    Snooze {
+        alert: String,
+        /// 30m, 2h, 1d
+        #[arg(long = "for", value_name = "DURATION")]
+        span: String,
+        #[arg(long, default_value = "")]
+        comment: String,
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// What a channel would say, without sending it
+    Preview {
+        #[arg(long)]
+        channel: String,
+        /// Of this alert [default: an example]
+        #[arg(long)]
+        alert: Option<String>,
+        /// A file with a template to try instead of the channel's
+        #[arg(long, value_name = "FILE")]
+        template: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SilenceCommand {
+    /// Add a silence; prints its id
+    Add {
+        /// rule=too-hot, device=~press-.*, severity!=critical: all must match
+        #[arg(required = true)]
+        matchers: Vec<String>,
+        /// 30m, 2h, 1d
+        #[arg(long, default_value = "1h")]
+        duration: String,
+        /// RFC 3339 [default: now]
+        #[arg(long)]
+        start: Option<String>,
+        /// A maintenance window: again after this time, 1d or 7d
+        #[arg(long)]
+        every: Option<String>,
+        /// The end of a maintenance window's repetitions, RFC 3339
+        #[arg(long, requires = "every")]
+        until: Option<String>,
+        #[arg(long, default_value = "")]
+        comment: String,
+        #[arg(long)]
+        by: Option<String>,
+    },
+    /// List silences
+    List {
+        /// pending, active, expired [default: all]
+        #[arg(long)]
+        state: Option<String>,
+    },
+    /// End silences now
+    Expire {
+        #[arg(required = true)]
+        silences: Vec<String>,
     },
 }
 
@@ -177,14 +307,6 @@ pub(crate) enum Format {
     Table,
     Csv,
     Json,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum AlertState {
-    Pending,
-    Firing,
-    Resolved,
-    Cancelled,
 }
 
 #[derive(Debug, Args)]

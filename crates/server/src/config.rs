@@ -128,6 +128,8 @@ impl Config {
             ca.crl = ca.crl.take().map(|crl| self.data.join(crl));
         }
         (self.store.copies, self.pipeline.limits.copies) = (self.copies, self.copies);
+        // Good where the server is; elsewhere people say where it is to be reached.
+        self.alerting.public_url.get_or_insert_with(|| format!("http://{}", self.http));
         self
     }
 

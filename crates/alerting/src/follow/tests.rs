@@ -8,7 +8,7 @@ use dunlin_journal::{AppendError, Appended, Batch, Extent, Health, MemoryJournal
 use dunlin_model::{
     AlertPhase, Clock, Fingerprint, Severity, TenantId, Timestamp, TransitionId, avro::Datum,
 };
-use dunlin_registry::AlertFilter;
+use dunlin_registry::{AlertFilter, Registry};
 use futures::future::BoxFuture;
 
 use super::*;
@@ -74,7 +74,14 @@ async fn follower(journal: Arc<Watched>, dir: &tempfile::TempDir) -> Follower {
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
     let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
     let metrics = Metrics::register(&mut Default::default());
-    Follower { journal, registry, channels: Vec::new(), metrics, position: None }
+    let executor = executor(registry, &metrics);
+    Follower { journal, executor, metrics, position: None }
+}
+
+fn executor(registry: Registry, metrics: &Metrics) -> Executor {
+    let policy = Arc::new(crate::policy::Policy::new(&crate::Config::default()).unwrap());
+    let (senders, reminder) = (Vec::new(), Arc::default());
+    Executor { registry, policy, metrics: metrics.clone(), senders, reminder }
 }
 
 fn firing(device: &str, value: f64) -> Vec<u8> {
@@ -97,8 +104,8 @@ fn firing(device: &str, value: f64) -> Vec<u8> {
 }
 
 async fn devices_with_alerts(registry: &Registry) -> Vec<String> {
-    let all = AlertFilter { phase: None, limit: 100 };
-    let alerts = registry.alerts(&TenantId::default_tenant(), all).await.unwrap();
+    let all = AlertFilter { limit: 100, ..AlertFilter::default() };
+    let alerts = registry.alerts(&TenantId::default_tenant(), &all).await.unwrap();
     let mut devices: Vec<_> = alerts.into_iter().map(|a| a.device).collect();
     devices.sort();
     devices
@@ -111,9 +118,9 @@ async fn telemetry_alone_never_asks_the_registry() {
     journal.say(Topic::Alerts, &firing("a", 81.0)).await;
     let mut follower = follower(journal.clone(), &dir).await;
     assert!(follower.step(ALERTS).await.unwrap());
-    assert_eq!(devices_with_alerts(&follower.registry).await, ["a"]);
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["a"]);
 
-    follower.registry.close().await; // Any question to it is an error from here on.
+    follower.executor.registry.close().await; // Any question to it is an error from here on.
     for _ in 0..10 {
         journal.say(Topic::Telemetry, b"21.5").await;
         assert!(!follower.step(ALERTS).await.unwrap());
@@ -156,13 +163,13 @@ async fn what_the_registry_refuses_is_skipped_alone_and_blocks_nothing() {
 
     let mut follower = follower(journal.clone(), &dir).await;
     while follower.step(ALERTS).await.unwrap() {}
-    assert_eq!(devices_with_alerts(&follower.registry).await, ["d0", "d1", "d3", "d6"]);
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["d0", "d1", "d3", "d6"]);
     assert_eq!((follower.metrics.refused.get(), follower.metrics.transitions.get()), (4, 4));
-    assert_eq!(follower.registry.position(CONSUMER, 0).await.unwrap(), Some(15), "past all of it");
+    assert_eq!(follower.executor.registry.position(CONSUMER, 0).await.unwrap(), Some(15), "past all of it");
 
     journal.say(Topic::Alerts, &firing("d8", 85.0)).await;
     assert!(follower.step(ALERTS).await.unwrap());
-    assert_eq!(devices_with_alerts(&follower.registry).await.last().unwrap(), "d8");
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await.last().unwrap(), "d8");
 }
 
 #[tokio::test]
@@ -174,14 +181,14 @@ async fn a_registry_that_fails_is_tried_again_with_all_of_it() {
     }
     let mut follower = follower(journal.clone(), &dir).await;
     let from = follower.take_up(ALERTS).await.unwrap();
-    follower.registry.close().await;
+    follower.executor.registry.close().await;
     assert!(matches!(follower.step(ALERTS).await, Err(FollowError::Apply(_))));
     assert_eq!((follower.position, follower.metrics.refused.get()), (Some(from), 0), "nothing is skipped");
 
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    follower.registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    follower.executor.registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
     assert!(follower.step(ALERTS).await.unwrap());
-    assert_eq!(devices_with_alerts(&follower.registry).await, ["a", "b"]);
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["a", "b"]);
 }
 
 #[tokio::test]
@@ -190,13 +197,17 @@ async fn a_journal_that_ends_before_the_position_is_followed_from_its_end() {
     let journal = Watched::new();
     journal.say(Topic::Alerts, &firing("before", 81.0)).await;
     let mut follower = follower(journal.clone(), &dir).await;
-    follower.registry.apply_alerts(CONSUMER, 0, &[], 1_000, &[], body).await.unwrap();
+    follower.executor.absorb(0, &[], 1_000).await.unwrap();
 
     assert!(!follower.step(ALERTS).await.unwrap());
-    assert_eq!(follower.registry.position(CONSUMER, 0).await.unwrap(), Some(1), "a later start knows, too");
+    assert_eq!(
+        follower.executor.registry.position(CONSUMER, 0).await.unwrap(),
+        Some(1),
+        "a later start knows, too"
+    );
     journal.say(Topic::Alerts, &firing("after", 81.0)).await;
     assert!(follower.step(ALERTS).await.unwrap());
-    assert_eq!(devices_with_alerts(&follower.registry).await, ["after"]);
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["after"]);
 }
 
 #[tokio::test]
@@ -223,5 +234,5 @@ async fn what_retention_took_is_passed() {
     }
     journal.journal.trim(ALERTS, Offset(1));
     while follower.step(ALERTS).await.unwrap() {}
-    assert_eq!(devices_with_alerts(&follower.registry).await, ["kept"]);
+    assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["kept"]);
 }

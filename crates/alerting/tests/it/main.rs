@@ -15,10 +15,11 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::post,
 };
-use dunlin_alerting::{Alerting, ChannelConfig, Config, Retry};
+use dunlin_alerting::{Alerting, Budget, ChannelConfig, Config, Retry, WebhookConfig};
 use dunlin_journal::{Batch, Journal, MemoryJournal, Partition, Topic};
 use dunlin_model::{
-    AlertPhase, AlertTransition, Clock, Fingerprint, Severity, TenantId, Timestamp, TransitionId, avro::Datum,
+    AlertPhase, AlertState, AlertTransition, Clock, Fingerprint, Severity, TenantId, Timestamp, TransitionId,
+    avro::Datum,
 };
 use dunlin_registry::{AlertFilter, Registry};
 use tokio::sync::Notify;
@@ -93,10 +94,9 @@ impl Lab {
         Self { journal, registry, clock, _dir: dir }
     }
 
-    fn start(&self, config: &Config) -> Alerting {
-        let mut metrics = Default::default();
-        Alerting::start(config, self.journal.clone(), self.registry.clone(), self.clock.clone(), &mut metrics)
-            .unwrap()
+    async fn start(&self, config: &Config) -> Alerting {
+        let (journal, registry, clock) = (self.journal.clone(), self.registry.clone(), self.clock.clone());
+        Alerting::start(config, journal, registry, clock, None, &mut Default::default()).await.unwrap()
     }
 
     async fn say(&self, device: &str, phase: AlertPhase) {
@@ -122,7 +122,19 @@ impl Lab {
 }
 
 fn webhook(name: &str, url: String) -> ChannelConfig {
-    ChannelConfig::Webhook { name: name.into(), url, timeout_seconds: 1 }
+    patient_webhook(name, url, 1)
+}
+
+fn patient_webhook(name: &str, url: String, timeout_seconds: u64) -> ChannelConfig {
+    ChannelConfig::Webhook(WebhookConfig {
+        name: name.into(),
+        url,
+        timeout_seconds,
+        secret_file: None,
+        private_network: true,
+        budget: Budget { burst: 1_000, per_hour: 1_000 },
+        template: None,
+    })
 }
 
 fn impatient(channel: Vec<ChannelConfig>) -> Config {
@@ -139,7 +151,7 @@ async fn a_receiver_that_fails_and_hangs_hears_everything_and_delays_nobody_else
         webhook("bad", bad.clone().serve().await),
         webhook("good", good.clone().serve().await),
     ]);
-    let alerting = lab.start(&config);
+    let alerting = lab.start(&config).await;
     for device in ["a", "b", "c"] {
         lab.say(device, AlertPhase::Pending).await;
         lab.say(device, AlertPhase::Firing).await;
@@ -154,25 +166,32 @@ async fn a_receiver_that_fails_and_hangs_hears_everything_and_delays_nobody_else
 async fn a_restart_between_applying_and_sending_loses_nothing_and_repeats_nothing() {
     let lab = Lab::new().await;
     let deaf = impatient(vec![webhook("hook", "http://127.0.0.1:9/nobody".into())]);
-    let alerting = lab.start(&deaf);
+    let alerting = lab.start(&deaf).await;
     lab.say("a", AlertPhase::Firing).await;
     let tenant = TenantId::default_tenant();
-    while lab.registry.alerts(&tenant, AlertFilter { phase: None, limit: 9 }).await.unwrap().is_empty() {
+    while lab
+        .registry
+        .alerts(&tenant, &AlertFilter { limit: 9, ..AlertFilter::default() })
+        .await
+        .unwrap()
+        .is_empty()
+    {
         tokio::task::yield_now().await;
     }
     alerting.stop().await;
 
     let receiver = Arc::new(Receiver::default());
     let config = impatient(vec![webhook("hook", receiver.clone().serve().await)]);
-    let alerting = lab.start(&config);
+    let alerting = lab.start(&config).await;
     lab.say("a", AlertPhase::Firing).await; // The rules were replayed: the very same transition again.
     lab.say("a", AlertPhase::Resolved).await;
     let heard = receiver.taken(2).await;
     alerting.stop().await;
     assert_eq!(heard.len(), 2);
     assert_ne!(heard[0], heard[1]);
-    let alerts = lab.registry.alerts(&tenant, AlertFilter { phase: None, limit: 9 }).await.unwrap();
-    assert_eq!(alerts.iter().map(|a| a.phase).collect::<Vec<_>>(), [AlertPhase::Resolved]);
+    let alerts =
+        lab.registry.alerts(&tenant, &AlertFilter { limit: 9, ..AlertFilter::default() }).await.unwrap();
+    assert_eq!(alerts.iter().map(|a| a.state).collect::<Vec<_>>(), [AlertState::Resolved]);
 }
 
 #[tokio::test]
@@ -180,7 +199,7 @@ async fn a_record_that_is_no_transition_is_skipped() {
     let lab = Lab::new().await;
     let receiver = Arc::new(Receiver::default());
     let config = impatient(vec![webhook("hook", receiver.clone().serve().await)]);
-    let alerting = lab.start(&config);
+    let alerting = lab.start(&config).await;
     let mut batch = Batch::default();
     batch.push(b"not avro");
     lab.journal.append(Partition::new(Topic::Alerts, 0), batch).await.unwrap();
@@ -194,8 +213,8 @@ async fn a_stop_does_not_wait_for_receivers_and_the_next_start_sends_what_was_cu
     let lab = Lab::new().await;
     let silent = Arc::new(Receiver { hang_until: u64::MAX, ..Receiver::default() });
     let url = silent.clone().serve().await;
-    let patient = ChannelConfig::Webhook { name: "hook".into(), url, timeout_seconds: 3_600 };
-    let alerting = lab.start(&impatient(vec![patient]));
+    let patient = patient_webhook("hook", url, 3_600);
+    let alerting = lab.start(&impatient(vec![patient])).await;
     let devices: Vec<String> = (0..20).map(|n| format!("d{n}")).collect();
     for device in &devices {
         lab.say(device, AlertPhase::Firing).await;
@@ -206,7 +225,7 @@ async fn a_stop_does_not_wait_for_receivers_and_the_next_start_sends_what_was_cu
     assert!(!due.is_empty() && due.iter().all(|n| n.attempts == 0), "a cut send is no try: {due:?}");
 
     let receiver = Arc::new(Receiver::default());
-    let alerting = lab.start(&impatient(vec![webhook("hook", receiver.clone().serve().await)]));
+    let alerting = lab.start(&impatient(vec![webhook("hook", receiver.clone().serve().await)])).await;
     let heard = receiver.taken(devices.len()).await;
     alerting.stop().await;
     assert_eq!(heard.iter().collect::<BTreeSet<_>>().len(), devices.len(), "each once: {heard:?}");
@@ -221,7 +240,7 @@ async fn an_end_is_told_after_its_beginning_though_that_fails_at_first() {
         channel: vec![webhook("hook", receiver.clone().serve().await)],
         ..Config::default()
     };
-    let alerting = lab.start(&config);
+    let alerting = lab.start(&config).await;
     lab.say("a", AlertPhase::Firing).await;
     lab.say("a", AlertPhase::Resolved).await;
     let heard = receiver.taken(2).await;

@@ -42,6 +42,10 @@ impl Client {
         Ok(self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?.json().await?)
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), Failure> {
+        self.send(self.http.delete(format!("{}{path}", self.url))).await.map(|_| ())
+    }
+
     /// The answer's body as it comes.
     pub(crate) async fn post_text(&self, path: &str, body: String) -> Result<Response, Failure> {
         self.send(self.http.post(format!("{}{path}", self.url)).body(body)).await

@@ -1,10 +1,12 @@
 //! Clients of a running server: they speak to its API as anybody could.
 
+pub(crate) mod alerts;
 pub(crate) mod check;
 pub(crate) mod device;
 pub(crate) mod query;
 pub(crate) mod replay;
 pub(crate) mod show;
+pub(crate) mod silence;
 pub(crate) mod simulate;
 pub(crate) mod tenant;
 pub(crate) mod top;

@@ -3,10 +3,7 @@
 use serde_json::Value;
 
 use super::{client::Client, say};
-use crate::{
-    cli::{AlertState, Server},
-    exit::Failure,
-};
+use crate::{cli::Server, exit::Failure};
 
 pub(crate) async fn ledger(server: Server) -> Result<(), Failure> {
     let ledger = Client::new(&server)?.get("/v1/ledger").await?;
@@ -46,38 +43,4 @@ pub(crate) async fn ledger(server: Server) -> Result<(), Failure> {
 
 pub(crate) fn rejected(account: &Value) -> u64 {
     account["rejected"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
-}
-
-pub(crate) async fn alerts(state: Option<AlertState>, server: Server) -> Result<(), Failure> {
-    let path = match state {
-        None => "/v1/alerts",
-        Some(AlertState::Pending) => "/v1/alerts?state=pending",
-        Some(AlertState::Firing) => "/v1/alerts?state=firing",
-        Some(AlertState::Resolved) => "/v1/alerts?state=resolved",
-        Some(AlertState::Cancelled) => "/v1/alerts?state=cancelled",
-    };
-    let answer = Client::new(&server)?.get(path).await?;
-    say!(
-        "{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} CONDITION",
-        "STATE",
-        "SEVERITY",
-        "DEVICE",
-        "RULE",
-        "FIRED",
-        "RESOLVED"
-    )?;
-    for alert in answer["alerts"].as_array().into_iter().flatten() {
-        let field = |name: &str| alert[name].as_str().unwrap_or("-").to_owned();
-        say!(
-            "{:<10} {:<9} {:<24} {:<28} {:<22} {:<22} {}",
-            field("state"),
-            field("severity"),
-            field("device"),
-            field("rule"),
-            field("fired_at"),
-            field("resolved_at"),
-            field("condition")
-        )?;
-    }
-    Ok(())
 }

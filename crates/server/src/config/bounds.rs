@@ -67,6 +67,13 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("pipeline.limits.device_ttl_seconds", limits.device_ttl_seconds, 1, 100 * YEAR),
         ("pipeline.limits.devices_max", limits.devices_max as u64, 1, COUNT_MAX),
 
+        ("alerting.link_seconds", alerting.link_seconds, 1, YEAR),
+        ("alerting.digest_seconds", alerting.digest_seconds, 1, DAY),
+        ("alerting.digest_alerts_max", alerting.digest_alerts_max, 1, 1_000_000),
+        ("alerting.flapping.firings", alerting.flapping.firings, 2, 1_000_000),
+        ("alerting.flapping.within_seconds", alerting.flapping.within_seconds, 1, DAY),
+        ("alerting.flapping.quiet_seconds", alerting.flapping.quiet_seconds, 1, DAY),
+        ("alerting.dependencies.wait_seconds", alerting.dependencies.wait_seconds, 0, HOUR),
         ("alerting.retry.pause_first_ms", alerting.retry.pause_first_ms, 1, 1_000 * DAY),
         ("alerting.retry.pause_longest_ms", alerting.retry.pause_longest_ms, 1, 1_000 * YEAR),
 
@@ -85,9 +92,22 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         }
     }
     for channel in &alerting.channel {
-        if let ChannelConfig::Webhook { name, timeout_seconds, .. } = channel {
-            within(&format!("alerting channel {name:?}: timeout_seconds"), *timeout_seconds, 1, HOUR)?;
+        let of = |what: &str| format!("alerting channel {:?}: {what}", channel.name());
+        if let Some(seconds) = channel.timeout_seconds() {
+            within(&of("timeout_seconds"), seconds, 1, HOUR)?;
         }
+        if let ChannelConfig::Alertmanager(alertmanager) = channel {
+            within(&of("refresh_seconds"), alertmanager.refresh_seconds, 1, DAY)?;
+        }
+    }
+    for policy in &alerting.policy {
+        for step in &policy.step {
+            let name = format!("alerting policy {:?}: wait_seconds", policy.name);
+            within(&name, step.wait_seconds, 1, 30 * DAY)?;
+        }
+    }
+    for (n, route) in alerting.route.iter().enumerate() {
+        within(&format!("alerting route {}: group_seconds", n + 1), route.group_seconds, 0, DAY)?;
     }
     Ok(())
 }

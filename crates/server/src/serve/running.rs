@@ -25,6 +25,7 @@ use super::{
     inflow::GatewayInflow,
     ledger::Ledger,
     platform::ServerPlatform,
+    publisher::GatewayPublisher,
 };
 use crate::{config::Config, exit::Failure};
 
@@ -94,13 +95,16 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
+        let publisher = Arc::new(GatewayPublisher::default());
         let alerting = Alerting::start(
             &config.alerting,
             journal.clone(),
             registry.clone(),
             clock.clone(),
+            Some(publisher.clone()),
             &mut metrics,
-        )?;
+        )
+        .await?;
         let directory = Arc::new(RegistryDirectory {
             registry: registry.clone(),
             children_max: config.gateway.device_children_max,
@@ -116,6 +120,7 @@ impl Running {
             &mut metrics,
         )?;
         inflow.is_through(gateway.view());
+        publisher.is_through(gateway.announcer());
         let platform = Arc::new(ServerPlatform {
             started,
             mqtt: gateway.mqtt_addresses()[0],
@@ -129,7 +134,9 @@ impl Running {
             ledger,
             metrics: Mutex::new(metrics),
         });
-        let console = Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform };
+        let desk = alerting.desk();
+        let console =
+            Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform, desk };
         let routes = gateway.http_routes().merge(dunlin_console::routes(console));
         let limits = http::Limits::new(config.http_connections_max);
         let https = match (doors.https, &tls) {

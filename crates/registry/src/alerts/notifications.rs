@@ -1,0 +1,519 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use dunlin_model::{AlertId, Severity, TenantId, Timestamp};
+use sqlx::AssertSqlSafe;
+
+use super::{Tx, fingerprint_of, list, places, take_turn, work::STATEMENT_ROWS_MAX};
+use crate::{Registry, RegistryError};
+
+/// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
+pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
+
+/// A message to a channel that waits to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    pub idempotency_key: String,
+    pub tenant: String,
+    pub channel: String,
+    /// An address within the channel; empty if it has but one.
+    pub recipient: String,
+    pub what: String,
+    pub body: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Of a message of many: how many.
+    pub members: u64,
+    /// May still take more; `close_gathering` before it is sent.
+    pub is_gathering: bool,
+}
+
+/// Somebody who might be told something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewNotification {
+    /// The same for the same thing and target, however often it is said.
+    pub idempotency_key: String,
+    pub tenant: String,
+    /// `None`: a message of many.
+    pub alert: Option<AlertId>,
+    pub channel: String,
+    pub recipient: String,
+    pub what: String,
+    pub body: String,
+    pub group_key: String,
+    pub state: NotificationState,
+}
+
+/// What becomes of a notification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotificationState {
+    /// A message of its own.
+    Due,
+    /// A message of many, which takes more until then.
+    Gathering { members: u64, closes_at: Timestamp },
+    /// Told in another message.
+    Carried { carrier: String, reason: String },
+    /// Not told.
+    Suppressed { reason: String },
+}
+
+/// An alert in a message of many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Carried {
+    pub seq: i64,
+    pub alert: AlertId,
+    pub what: String,
+    pub reason: String,
+    pub rule: String,
+    pub device: String,
+    pub severity: Severity,
+    pub value: f64,
+    pub condition: String,
+    pub at: Timestamp,
+}
+
+/// What became of a notification, for people to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub idempotency_key: String,
+    pub alert: Option<AlertId>,
+    pub channel: String,
+    pub recipient: String,
+    pub what: String,
+    pub state: String,
+    pub reason: Option<String>,
+    pub carrier: Option<String>,
+    pub members: u64,
+    pub attempts: u32,
+    pub last_error: Option<String>,
+    pub created_at: Timestamp,
+    pub sent_at: Option<Timestamp>,
+}
+
+/// Which notifications to list.
+#[derive(Debug, Clone, Default)]
+pub struct NotificationFilter {
+    pub state: Option<String>,
+    pub channel: Option<String>,
+    pub alert: Option<AlertId>,
+    pub limit: u32,
+}
+
+impl NotificationState {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Due => "due",
+            Self::Gathering { .. } => "gathering",
+            Self::Carried { .. } => "carried",
+            Self::Suppressed { .. } => "suppressed",
+        }
+    }
+}
+
+pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) -> Result<u64, RegistryError> {
+    if new.is_empty() {
+        return Ok(0);
+    }
+    let (mut seq,): (i64,) =
+        sqlx::query_as("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
+    let mut queue = Queue::of(tx, new).await?;
+    let mut to_send = 0;
+    for part in new.chunks(STATEMENT_ROWS_MAX) {
+        let sql = format!(
+            "INSERT INTO notifications
+                 (idempotency_key, tenant, fingerprint, since, channel, recipient, what, body, group_key, state,
+                  reason, carrier, members, next_at, last_error, attempts, created_at, created_seq)
+             VALUES {} ON CONFLICT (idempotency_key) DO NOTHING",
+            places(part.len(), 18)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for n in part {
+            seq += 1;
+            let (state, last_error) = match n.state {
+                NotificationState::Due => queue.place(n),
+                _ => (n.state.name(), None),
+            };
+            let (reason, carrier, members, next_at) = match &n.state {
+                NotificationState::Due => (None, None, 0, now),
+                NotificationState::Gathering { members, closes_at } => (None, None, *members, *closes_at),
+                NotificationState::Carried { carrier, reason } => (Some(reason), Some(carrier), 0, now),
+                NotificationState::Suppressed { reason } => (Some(reason), None, 0, now),
+            };
+            to_send += u64::from(matches!(state, "due" | "gathering"));
+            query = query
+                .bind(&n.idempotency_key)
+                .bind(&n.tenant)
+                // A message of many stands behind no other.
+                .bind(n.alert.map_or_else(|| n.idempotency_key.clone(), |a| a.fingerprint.to_string()))
+                .bind(n.alert.map_or(0, |a| a.since.as_micros()))
+                .bind(&n.channel)
+                .bind(&n.recipient)
+                .bind(&n.what)
+                .bind(&n.body)
+                .bind(&n.group_key)
+                .bind(state)
+                .bind(reason)
+                .bind(carrier)
+                .bind(members as i64)
+                .bind(next_at.as_micros())
+                .bind(last_error)
+                .bind(0_i64)
+                .bind(now.as_micros())
+                .bind(seq);
+        }
+        query.execute(&mut *tx).await?;
+    }
+    Ok(to_send)
+}
+
+/// Who stands where already.
+struct Queue {
+    waiting: HashMap<String, i64>,
+    /// Channel, recipient and fingerprint of what is to be sent first.
+    ahead: HashSet<(String, String, String)>,
+}
+
+impl Queue {
+    async fn of(tx: &mut Tx, new: &[NewNotification]) -> Result<Self, RegistryError> {
+        let mut queue = Self { waiting: HashMap::new(), ahead: HashSet::new() };
+        let due = || new.iter().filter(|n| n.state == NotificationState::Due);
+        if due().next().is_none() {
+            return Ok(queue);
+        }
+        let counts: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT channel, COUNT(*) FROM notifications WHERE state IN ('due', 'held') GROUP BY channel",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        queue.waiting = counts.into_iter().collect();
+        let fingerprints: HashSet<String> =
+            due().filter_map(|n| n.alert).map(|alert| alert.fingerprint.to_string()).collect();
+        let fingerprints: Vec<String> = fingerprints.into_iter().collect();
+        for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
+            let sql = format!(
+                "SELECT DISTINCT channel, recipient, fingerprint FROM notifications
+                 WHERE state IN ('due', 'held') AND fingerprint IN ({})",
+                list(1, part.len())
+            );
+            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+            for fingerprint in part {
+                query = query.bind(fingerprint);
+            }
+            queue.ahead.extend(query.fetch_all(&mut *tx).await?);
+        }
+        Ok(queue)
+    }
+
+    fn place(&mut self, n: &NewNotification) -> (&'static str, Option<&'static str>) {
+        let waiting = self.waiting.entry(n.channel.clone()).or_default();
+        if *waiting >= NOTIFICATIONS_DUE_MAX {
+            return ("dead", Some("too many notifications wait for this channel"));
+        }
+        *waiting += 1;
+        let Some(alert) = n.alert else { return ("due", None) };
+        let of = (n.channel.clone(), n.recipient.clone(), alert.fingerprint.to_string());
+        if self.ahead.insert(of) { ("due", None) } else { ("held", None) }
+    }
+}
+
+impl Registry {
+    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one
+    /// is sent or given up.
+    pub async fn due_notifications(
+        &self,
+        channel: &str,
+        limit: u32,
+    ) -> Result<Vec<Notification>, RegistryError> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            idempotency_key: String,
+            tenant: String,
+            recipient: String,
+            what: String,
+            body: String,
+            attempts: i64,
+            members: i64,
+            state: String,
+        }
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
+             WHERE channel = $1 AND state IN ('due', 'gathering') AND next_at <= $2
+             ORDER BY next_at, created_seq LIMIT $3",
+        )
+        .bind(channel)
+        .bind(self.clock.now().as_micros())
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        let all = rows.into_iter().map(|row| Notification {
+            idempotency_key: row.idempotency_key,
+            tenant: row.tenant,
+            channel: channel.to_owned(),
+            recipient: row.recipient,
+            what: row.what,
+            body: row.body,
+            attempts: row.attempts as u32,
+            members: row.members as u64,
+            is_gathering: row.state == "gathering",
+        });
+        Ok(all.collect())
+    }
+
+    /// When the next notification of a channel is due; `None` if none waits.
+    pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
+        let (next_at,): (Option<i64>,) = sqlx::query_as(
+            "SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state IN ('due', 'gathering')",
+        )
+        .bind(channel)
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(next_at.map(Timestamp::from_micros))
+    }
+
+    /// A message of many takes no more from here on; what it has is what it had whenever it is sent. Returns how
+    /// many.
+    pub async fn close_gathering(&self, idempotency_key: &str) -> Result<u64, RegistryError> {
+        let mut tx = self.writer.begin().await?;
+        take_turn(&mut tx).await?;
+        sqlx::query(
+            "UPDATE notifications SET state = 'due' WHERE idempotency_key = $1 AND state = 'gathering'",
+        )
+        .bind(idempotency_key)
+        .execute(&mut *tx)
+        .await?;
+        let (members,): (i64,) =
+            sqlx::query_as("SELECT members FROM notifications WHERE idempotency_key = $1")
+                .bind(idempotency_key)
+                .fetch_one(&mut *tx)
+                .await?;
+        tx.commit().await?;
+        Ok(members as u64)
+    }
+
+    /// What a message of many tells, in its order, from behind `after` on.
+    pub async fn carried(
+        &self,
+        carrier: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Carried>, RegistryError> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            created_seq: i64,
+            fingerprint: String,
+            since: i64,
+            what: String,
+            reason: Option<String>,
+            rule: String,
+            device: String,
+            severity: String,
+            value: f64,
+            condition: String,
+            created_at: i64,
+        }
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT n.created_seq, n.fingerprint, n.since, n.what, n.reason, a.rule, a.device, a.severity, a.value,
+                    a.condition, n.created_at
+             FROM notifications AS n JOIN alerts AS a
+               ON a.tenant = n.tenant AND a.fingerprint = n.fingerprint AND a.since = n.since
+             WHERE n.carrier = $1 AND n.created_seq > $2 ORDER BY n.created_seq LIMIT $3",
+        )
+        .bind(carrier)
+        .bind(after)
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        let carried = |row: Row| {
+            Ok(Carried {
+                seq: row.created_seq,
+                alert: AlertId {
+                    fingerprint: fingerprint_of(&row.fingerprint)?,
+                    since: Timestamp::from_micros(row.since),
+                },
+                what: row.what,
+                reason: row.reason.unwrap_or_default(),
+                rule: row.rule,
+                device: row.device,
+                severity: match row.severity.as_str() {
+                    "info" => Severity::Info,
+                    "critical" => Severity::Critical,
+                    _ => Severity::Warning,
+                },
+                value: row.value,
+                condition: row.condition,
+                at: Timestamp::from_micros(row.created_at),
+            })
+        };
+        rows.into_iter().map(carried).collect()
+    }
+
+    /// Whether a tenant has a message of many of this key.
+    pub async fn has_carrier(&self, tenant: &TenantId, key: &str) -> Result<bool, RegistryError> {
+        let found: Option<(i64,)> = sqlx::query_as(
+            "SELECT members FROM notifications
+             WHERE tenant = $1 AND idempotency_key = $2 AND what IN ('digest', 'group')",
+        )
+        .bind(tenant.as_str())
+        .bind(key)
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// How many of what a message of many tells there are, by rule, severity and what happened.
+    pub async fn carried_counts(
+        &self,
+        carrier: &str,
+    ) -> Result<BTreeMap<(String, String, String), u64>, RegistryError> {
+        let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
+            "SELECT a.rule, a.severity, n.what, COUNT(*) FROM notifications AS n JOIN alerts AS a
+               ON a.tenant = n.tenant AND a.fingerprint = n.fingerprint AND a.since = n.since
+             WHERE n.carrier = $1 GROUP BY a.rule, a.severity, n.what",
+        )
+        .bind(carrier)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().map(|(rule, severity, what, n)| ((rule, severity, what), n as u64)).collect())
+    }
+
+    /// They were sent: what each held up is due.
+    pub async fn notifications_sent(&self, idempotency_keys: &[&str]) -> Result<(), RegistryError> {
+        let now = self.clock.now().as_micros();
+        let mut tx = self.writer.begin().await?;
+        for key in idempotency_keys {
+            sqlx::query(
+                "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL, sent_at = $2
+                 WHERE idempotency_key = $1",
+            )
+            .bind(*key)
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
+            release_next(&mut tx, key, now).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// `retry_at` is when to try again; `None` gives up and keeps the notification with its error.
+    pub async fn notification_failed(
+        &self,
+        idempotency_key: &str,
+        error: &str,
+        retry_at: Option<Timestamp>,
+    ) -> Result<(), RegistryError> {
+        let mut tx = self.writer.begin().await?;
+        sqlx::query(
+            "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
+             WHERE idempotency_key = $1",
+        )
+        .bind(idempotency_key)
+        .bind(if retry_at.is_some() { "due" } else { "dead" })
+        .bind(error)
+        .bind(retry_at.unwrap_or_default().as_micros())
+        .execute(&mut *tx)
+        .await?;
+        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Sends what was given up again. False if there is no such dead notification.
+    pub async fn revive_notification(
+        &self,
+        tenant: &TenantId,
+        idempotency_key: &str,
+    ) -> Result<bool, RegistryError> {
+        let revived = sqlx::query(
+            "UPDATE notifications SET state = 'due', attempts = 0, next_at = $3
+             WHERE tenant = $1 AND idempotency_key = $2 AND state = 'dead'",
+        )
+        .bind(tenant.as_str())
+        .bind(idempotency_key)
+        .bind(self.clock.now().as_micros())
+        .execute(&self.writer)
+        .await?;
+        Ok(revived.rows_affected() > 0)
+    }
+
+    /// The newest first; of one alert the oldest first.
+    pub async fn notifications(
+        &self,
+        tenant: &TenantId,
+        filter: &NotificationFilter,
+    ) -> Result<Vec<Told>, RegistryError> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            idempotency_key: String,
+            fingerprint: String,
+            since: i64,
+            channel: String,
+            recipient: String,
+            what: String,
+            state: String,
+            reason: Option<String>,
+            carrier: Option<String>,
+            members: i64,
+            attempts: i64,
+            last_error: Option<String>,
+            created_at: i64,
+            sent_at: Option<i64>,
+        }
+        let order = if filter.alert.is_some() { "ASC" } else { "DESC" };
+        let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT idempotency_key, fingerprint, since, channel, recipient, what, state, reason, carrier, members,
+                    attempts, last_error, created_at, sent_at
+             FROM notifications
+             WHERE tenant = $1 AND (CAST($2 AS TEXT) IS NULL OR state = $2)
+               AND (CAST($3 AS TEXT) IS NULL OR channel = $3)
+               AND (CAST($4 AS TEXT) IS NULL OR (fingerprint = $4 AND since = $5))
+             ORDER BY created_seq {order} LIMIT $6"
+        )))
+        .bind(tenant.as_str())
+        .bind(filter.state.as_deref())
+        .bind(filter.channel.as_deref())
+        .bind(filter.alert.map(|a| a.fingerprint.to_string()))
+        .bind(filter.alert.map_or(0, |a| a.since.as_micros()))
+        .bind(i64::from(filter.limit))
+        .fetch_all(&self.readers)
+        .await?;
+        let told = |row: Row| Told {
+            alert: row
+                .fingerprint
+                .parse()
+                .ok()
+                .map(|fingerprint| AlertId { fingerprint, since: Timestamp::from_micros(row.since) }),
+            idempotency_key: row.idempotency_key,
+            channel: row.channel,
+            recipient: row.recipient,
+            what: row.what,
+            state: row.state,
+            reason: row.reason,
+            carrier: row.carrier,
+            members: row.members as u64,
+            attempts: row.attempts as u32,
+            last_error: row.last_error,
+            created_at: Timestamp::from_micros(row.created_at),
+            sent_at: row.sent_at.map(Timestamp::from_micros),
+        };
+        Ok(rows.into_iter().map(told).collect())
+    }
+}
+
+/// The oldest that its alert still has to tell the target of `idempotency_key` becomes due, if it is held.
+async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
+    sqlx::query(
+        "UPDATE notifications SET state = 'due', next_at = $2
+         WHERE state = 'held' AND idempotency_key = (
+             SELECT waiting.idempotency_key FROM notifications AS done
+             JOIN notifications AS waiting
+               ON waiting.channel = done.channel AND waiting.recipient = done.recipient
+                  AND waiting.fingerprint = done.fingerprint
+             WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
+             ORDER BY waiting.created_seq LIMIT 1)",
+    )
+    .bind(idempotency_key)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
