@@ -8,6 +8,7 @@ mod alerts;
 mod devices;
 mod ledger;
 mod query; // SQL and typed queries
+mod rules; // what is watched for, and what it would have found
 mod status; // health, metrics, lag
 mod tenants;
 
@@ -17,12 +18,14 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{get, patch, post},
+    routing::{get, post},
 };
 use dunlin_model::{DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
+use futures::future::BoxFuture;
 pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+pub use rules::{Backtest, BacktestError, Firing, RuleSummary, RuleToTest, Rules};
 use serde::{Deserialize, Serialize};
 pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
 
@@ -35,6 +38,13 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// What the device could come in with is no longer good, or the device itself; it may be connected now.
     fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked);
+    /// How far a device's clock is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
+    /// times.
+    fn clock_ahead_micros<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+    ) -> BoxFuture<'a, Option<i64>>;
     /// Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -83,6 +93,7 @@ pub struct Console {
     pub tsdb: Arc<dyn Tsdb>,
     pub sql: Arc<dyn Sql>,
     pub platform: Arc<dyn Platform>,
+    pub rules: Arc<dyn Rules>,
 }
 
 /// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
@@ -92,12 +103,17 @@ pub fn routes(console: Console) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::add))
         .route("/v1/devices", get(devices::list).post(devices::add))
-        .route("/v1/devices/{device}", patch(devices::change))
+        .route("/v1/devices/{device}", get(devices::show).patch(devices::change))
         .route("/v1/devices/{device}/tokens", post(devices::add_token))
         .route("/v1/query", get(query::sql_by_get).post(query::sql))
         .route("/v1/readings", get(query::readings))
         .route("/v1/latest", get(query::latest))
         .route("/v1/alerts", get(alerts::list))
+        .route("/v1/rules", get(rules::list).put(rules::put))
+        .route("/v1/rules:backtest", post(rules::backtest_text))
+        .route("/v1/rules/{rule}", get(rules::show).patch(rules::change).delete(rules::delete))
+        .route("/v1/rules/{rule}/backtest", post(rules::backtest))
+        .route("/v1/rules/{rule}/marks", post(rules::mark))
         .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
         .route("/metrics", get(status::metrics))

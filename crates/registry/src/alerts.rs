@@ -302,6 +302,7 @@ async fn move_alert(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, 
         (Some((since, "pending")), Firing) => advance(tx, t, since, now).await.map(|()| true),
         (Some((since, "pending")), Resolved | Cancelled) => advance(tx, t, since, now).await.map(|()| false),
         (Some((since, _)), Resolved) => advance(tx, t, since, now).await.map(|()| true),
+        (Some((since, "firing")), Firing) => change_severity(tx, t, since, now).await,
         // It is open already: one alert per fingerprint.
         (Some(_), Pending | Firing | Cancelled) => Ok(false),
     }
@@ -349,6 +350,28 @@ async fn advance(tx: &mut Tx, t: &AlertTransition, since: i64, now: i64) -> Resu
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// The alert goes on with another severity. False if it has that one.
+async fn change_severity(
+    tx: &mut Tx,
+    t: &AlertTransition,
+    since: i64,
+    now: i64,
+) -> Result<bool, RegistryError> {
+    let changed = sqlx::query(
+        "UPDATE alerts SET severity = $4, value = $5, updated_at = $6
+         WHERE tenant = $1 AND fingerprint = $2 AND since = $3 AND severity <> $4",
+    )
+    .bind(&t.tenant)
+    .bind(t.fingerprint.to_string())
+    .bind(since)
+    .bind(severity_name(t.severity))
+    .bind(t.value)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(changed.rows_affected() > 0)
 }
 
 async fn queue(
