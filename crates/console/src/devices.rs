@@ -76,6 +76,27 @@ pub(crate) async fn add(
     Ok((StatusCode::CREATED, Json(view)))
 }
 
+/// A device with what is known of its clock.
+#[derive(Serialize)]
+pub(crate) struct OneDeviceView {
+    #[serde(flatten)]
+    device: DeviceView,
+    /// By how much its clock is ahead of the server's; below zero, behind. `null` if it says no times.
+    clock_ahead_ms: Option<i64>,
+}
+
+pub(crate) async fn show(
+    Asker(user): Asker,
+    State(console): State<Arc<Console>>,
+    Path(device): Path<String>,
+) -> Result<Json<OneDeviceView>, Problem> {
+    let name: DeviceId = device.parse()?;
+    let device = console.registry.device(&user.tenant, &name).await?;
+    let device = device.ok_or_else(|| Problem::not_found("device", &name))?;
+    let ahead = console.platform.clock_ahead_micros(&user.tenant, &name).await;
+    Ok(Json(OneDeviceView { device: (&device).into(), clock_ahead_ms: ahead.map(|micros| micros / 1_000) }))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenQuery {

@@ -10,6 +10,7 @@ mod devices;
 mod ledger;
 mod notifications; // who was told, and who was not and why
 mod query; // SQL and typed queries
+mod rules; // what is watched for, and what it would have found
 mod silences;
 mod status; // health, metrics, lag
 mod tenants;
@@ -21,13 +22,15 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{get, patch, post},
+    routing::{get, post},
 };
 use dunlin_alerting::Desk;
 use dunlin_model::{DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
+use futures::future::BoxFuture;
 pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+pub use rules::{Backtest, BacktestError, Firing, RuleSummary, RuleToTest, Rules};
 use serde::{Deserialize, Serialize};
 pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
 
@@ -40,6 +43,13 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// What the device could come in with is no longer good, or the device itself; it may be connected now.
     fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked);
+    /// How far a device's clock is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
+    /// times.
+    fn clock_ahead_micros<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+    ) -> BoxFuture<'a, Option<i64>>;
     /// Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -89,6 +99,7 @@ pub struct Console {
     pub sql: Arc<dyn Sql>,
     pub platform: Arc<dyn Platform>,
     pub desk: Desk,
+    pub rules: Arc<dyn Rules>,
 }
 
 /// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
@@ -98,7 +109,7 @@ pub fn routes(console: Console) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::add))
         .route("/v1/devices", get(devices::list).post(devices::add))
-        .route("/v1/devices/{device}", patch(devices::change))
+        .route("/v1/devices/{device}", get(devices::show).patch(devices::change))
         .route("/v1/devices/{device}/tokens", post(devices::add_token))
         .route("/v1/query", get(query::sql_by_get).post(query::sql))
         .route("/v1/readings", get(query::readings))
@@ -117,6 +128,11 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/notifications", get(notifications::list))
         .route("/v1/notifications/{key}/retry", post(notifications::retry))
         .route("/v1/notifications/{key}/alerts", get(notifications::carried))
+        .route("/v1/rules", get(rules::list).put(rules::put))
+        .route("/v1/rules:backtest", post(rules::backtest_text))
+        .route("/v1/rules/{rule}", get(rules::show).patch(rules::change).delete(rules::delete))
+        .route("/v1/rules/{rule}/backtest", post(rules::backtest))
+        .route("/v1/rules/{rule}/marks", post(rules::mark))
         .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
         .route("/metrics", get(status::metrics))

@@ -11,6 +11,8 @@ use dunlin_registry::{ActError, RegistryError};
 use dunlin_tsdb::QueryError;
 use serde_json::json;
 
+use crate::rules::BacktestError;
+
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -98,6 +100,16 @@ impl From<QueryError> for Problem {
             }
             QueryError::Timeout(_) => Self::new(StatusCode::GATEWAY_TIMEOUT, error),
             QueryError::Store(error) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<BacktestError> for Problem {
+    fn from(error: BacktestError) -> Self {
+        match error {
+            BacktestError::Rule(words) => Self::invalid("rule", words),
+            BacktestError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, error),
+            BacktestError::Query(error) => error.into(),
         }
     }
 }

@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use dunlin_model::{Clock, TenantId, Timestamp};
+use dunlin_model::{Clock, Severity, TenantId, Timestamp};
 use dunlin_registry::Scope;
 use dunlin_tsdb::{MemoryTsdb, QueryError, SqlLimits, SqlResult};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -51,8 +51,71 @@ impl Platform for QuietPlatform {
     fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
         self.revoked.lock().unwrap().push((format!("{tenant}/{device}"), what));
     }
+    fn clock_ahead_micros<'a>(&'a self, _: &'a TenantId, device: &'a DeviceId) -> BoxFuture<'a, Option<i64>> {
+        let ahead = (device.as_str() == "pump-1").then_some(-1_500_000);
+        std::future::ready(ahead).boxed()
+    }
     fn metrics(&self) -> String {
         "# EOF\n".into()
+    }
+}
+
+/// Takes the first line of a text for the rule's name, and says of every rule that it fired twice.
+#[derive(Debug, Default)]
+struct PlainRules {
+    taken_up: Mutex<u32>,
+}
+
+impl PlainRules {
+    fn summary(name: &str) -> RuleSummary {
+        RuleSummary {
+            name: name.into(),
+            severity: Severity::Warning,
+            condition: "t > 1".into(),
+            levels: Vec::new(),
+            devices: "*".into(),
+            device_type: None,
+            description: String::new(),
+        }
+    }
+}
+
+impl Rules for PlainRules {
+    fn read(&self, _: &TenantId, text: &str) -> Result<RuleSummary, String> {
+        match text.lines().next() {
+            Some("wrong") | None => Err("expected a rule".into()),
+            Some(name) => Ok(Self::summary(name)),
+        }
+    }
+
+    fn in_files(&self, _: &TenantId) -> Vec<RuleSummary> {
+        vec![Self::summary("from-file")]
+    }
+
+    fn take_up(&self) -> BoxFuture<'_, Result<(), String>> {
+        *self.taken_up.lock().unwrap() += 1;
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn backtest<'a>(
+        &'a self,
+        _: &'a TenantId,
+        _: RuleToTest<'a>,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> BoxFuture<'a, Result<Backtest, BacktestError>> {
+        let firing = |since: Timestamp, resolved_at| Firing {
+            device: "d".into(),
+            severity: Severity::Critical,
+            since,
+            fired_at: since,
+            resolved_at,
+            value: 5.0,
+        };
+        let firings = vec![firing(from, Some(from)), firing(to, None)];
+        let found =
+            Backtest { fired: 2, firings, fired_by_device: vec![("d".into(), 2)], ..Backtest::default() };
+        std::future::ready(Ok(found)).boxed()
     }
 }
 
@@ -94,6 +157,7 @@ struct Api {
     tenant: String,
     quiet: Arc<QuietPlatform>,
     registry: Registry,
+    rules: Arc<PlainRules>,
     _dir: tempfile::TempDir,
 }
 
@@ -112,6 +176,7 @@ impl Api {
         let platform = registry.add_user_token(&default, Scope::Platform).await.unwrap();
         let tenant = registry.add_user_token(&other, Scope::Tenant).await.unwrap();
         let quiet = Arc::new(QuietPlatform::default());
+        let rules = Arc::new(PlainRules::default());
         let routes = routes(Console {
             config,
             registry: registry.clone(),
@@ -119,9 +184,10 @@ impl Api {
             sql: Arc::new(CannedSql),
             platform: quiet.clone(),
             desk: Desk::new(&Default::default(), clock, "secret"),
+            rules: rules.clone(),
         });
         let (platform, tenant) = (platform.reveal().to_owned(), tenant.reveal().to_owned());
-        Self { routes, platform, tenant, quiet, registry, _dir: dir }
+        Self { routes, platform, tenant, quiet, registry, rules, _dir: dir }
     }
 
     async fn ask(&self, token: &str, method: &str, path: &str, body: &str) -> (StatusCode, String) {
@@ -425,4 +491,71 @@ async fn a_preview_says_what_a_channel_would() {
         let (status, problem) = ask(body).await;
         assert_eq!((status, problem["field"].as_str()), (StatusCode::BAD_REQUEST, Some(field)), "{problem}");
     }
+}
+
+#[tokio::test]
+async fn a_device_shows_how_far_its_clock_is_off() {
+    let api = Api::new().await;
+    api.ask(&api.platform, "POST", "/v1/devices", r#"{"name":"pump-1"}"#).await;
+    let (status, body) = api.ask(&api.platform, "GET", "/v1/devices/pump-1", "").await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["clock_ahead_ms"], -1_500);
+    assert_eq!(api.ask(&api.tenant, "GET", "/v1/devices/pump-1", "").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn rules_are_put_changed_and_gone_by_api_and_every_tenant_has_its_own() {
+    let api = Api::new().await;
+    let json = async |token: &str, method: &str, path: &str, body: &str| {
+        let (status, body) = api.ask(token, method, path, body).await;
+        (status.as_u16(), serde_json::from_str::<Value>(&body).unwrap_or_default())
+    };
+    let (status, put) = json(&api.platform, "PUT", "/v1/rules", "hot").await;
+    assert_eq!((status, put["version"].as_u64()), (200, Some(1)));
+    assert_eq!(json(&api.platform, "PUT", "/v1/rules", "hot\nmore").await.1["version"], 2);
+    let (status, refused) = json(&api.platform, "PUT", "/v1/rules", "wrong").await;
+    assert_eq!((status, refused["detail"].as_str()), (400, Some("expected a rule")));
+    let (status, _) = json(&api.platform, "PUT", "/v1/rules", "from-file").await;
+    assert_eq!(status, 400, "a file has it");
+
+    let (_, list) = json(&api.platform, "GET", "/v1/rules", "").await;
+    let names: Vec<_> =
+        list["rules"].as_array().unwrap().iter().map(|r| (&r["name"], &r["source"])).collect();
+    assert_eq!(names, [(&"from-file".into(), &"file".into()), (&"hot".into(), &"api".into())]);
+    assert_eq!(
+        json(&api.platform, "PATCH", "/v1/rules/hot", r#"{"version":1,"enabled":false}"#).await.0,
+        204
+    );
+    let (_, shown) = json(&api.platform, "GET", "/v1/rules/hot", "").await;
+    assert_eq!((&shown["text"], &shown["enabled"]), (&"hot".into(), &false.into()));
+    assert_eq!(shown["versions"].as_array().unwrap().len(), 2);
+    assert_eq!(json(&api.tenant, "GET", "/v1/rules/hot", "").await.0, 404);
+    assert_eq!(json(&api.tenant, "DELETE", "/v1/rules/hot", "").await.0, 404);
+    assert_eq!(json(&api.platform, "DELETE", "/v1/rules/hot", "").await.0, 204);
+    assert_eq!(*api.rules.taken_up.lock().unwrap(), 4);
+}
+
+#[tokio::test]
+async fn a_backtest_is_held_against_what_people_said_and_stays_with_the_rule() {
+    let api = Api::new().await;
+    let json = async |method: &str, path: &str, body: &str| {
+        let (status, body) = api.ask(&api.platform, method, path, body).await;
+        (status.as_u16(), serde_json::from_str::<Value>(&body).unwrap_or_default())
+    };
+    let mark =
+        |from: u64, wrong: bool| format!(r#"{{"device":"d","from":{from},"to":{from},"false":{wrong}}}"#);
+    assert_eq!(json("POST", "/v1/rules/from-file/marks", &mark(1_000, true)).await.0, 204);
+    assert_eq!(json("POST", "/v1/rules/from-file/marks", &mark(9_500, false)).await.0, 204);
+    let (status, found) = json("POST", "/v1/rules/from-file/backtest?from=1000&to=9000", "").await;
+    assert_eq!(status, 200, "{found}");
+    assert_eq!((&found["fired"], &found["right"], &found["false"]), (&2.into(), &1.into(), &1.into()));
+    let said: Vec<_> = found["firings"].as_array().unwrap().iter().map(|f| f["is_false"].clone()).collect();
+    assert_eq!(said, [Value::from(true), false.into()]);
+    let (_, list) = json("GET", "/v1/rules", "").await;
+    let measured = &list["rules"][0]["measured"];
+    assert_eq!((&measured["precision"], &measured["fired"]), (&0.5.into(), &2.into()));
+
+    assert_eq!(json("POST", "/v1/rules/nobodys/backtest?from=1&to=2", "").await.0, 404);
+    assert_eq!(json("POST", "/v1/rules/from-file/backtest?from=2&to=1", "").await.0, 400);
+    assert_eq!(json("POST", "/v1/rules:backtest?from=1&to=2", "new").await.1["fired"], 2);
 }

@@ -212,6 +212,12 @@ impl TransitionId {
         let phase = phase as u8;
         Self(hash(&[&fingerprint.0.to_le_bytes(), &[phase], &since.as_micros().to_le_bytes()]))
     }
+
+    /// Of an alert that goes on firing, with another severity from `at` on.
+    pub fn of_change(fingerprint: Fingerprint, severity: Severity, at: Timestamp) -> Self {
+        let severity = severity as u8;
+        Self(hash(&[b"severity", &fingerprint.0.to_le_bytes(), &[severity], &at.as_micros().to_le_bytes()]))
+    }
 }
 
 /// Parts are length-prefixed, so that ("a", "bc") and ("ab", "c") differ.

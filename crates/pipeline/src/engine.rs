@@ -2,50 +2,56 @@
 //! transitions, wherever the run was cut and taken up again.
 //!
 //! Every device has a watermark of its own: its newest event time less the allowed lateness. So one wrong clock, or
-//! a file of last year's data, moves nobody else. A device that falls silent is taken to live on at the pace of the
-//! server's clock, as the receive times of the other records of the partition tell it.
+//! a file of last year's data, moves nobody else. Records wait until the watermark has passed them, and the rules see
+//! them in the order of event time: in whatever order they came within the lateness, the rules say the same. A device
+//! that falls silent is taken to live on at the pace of the server's clock, as the receive times of the other records
+//! of the partition tell it; so waits end when they are due, and not when somebody happens to look.
 //!
 //! Deliberately absent: IO, a clock, threads.
 
-mod alert; // the life of one rule on one device
+mod clock; // how far a device's clock is from the server's
+mod device; // one device: its order, its rules, what is next
 mod index; // which rules look at a reading
 mod state; // devices, as they are kept in a checkpoint
-mod window; // readings gathered over time
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
     time::Duration,
 };
 
-use alert::{Episode, Step, Stretch, Verdict};
+use device::{Device, NOT_DUE, RuleWords, start_of, step_of};
 use dunlin_journal::Offset;
-use dunlin_model::{AlertTransition, Fingerprint, Record, Severity, TimeSource, Timestamp, TransitionId};
+use dunlin_model::{AlertTransition, Record, Timestamp};
 use hashbrown::HashTable;
 use index::Index;
 use serde::{Deserialize, Serialize};
 pub use state::State;
-use state::{Cell, Device};
 
 use crate::{
     copies::{RecentIds, RecentIdsLimits, device_hash},
-    rules::{Rule, RuleSet},
+    rules::RuleSet,
 };
 
 /// Records of one partition are stamped by several threads; what is further back than this was stamped by a clock
 /// that was set right.
 const CLOCK_UNEVENNESS_MAX: Duration = Duration::from_secs(60);
 
+/// Entries of deadlines that have been outdated, beyond as many as there are devices.
+const TIDY_SPARE: usize = 1_024;
+
 /// How the rules treat time, and how much they may keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// How far a record may lie behind its device's newest one and still count.
+    /// How far a record may lie behind its device's newest one and still count; records wait so long for those before
+    /// them.
     pub lateness_millis: u64,
     /// How much longer a window of a silent device waits for data.
     pub idle_grace_seconds: u64,
+    /// Records of one device that wait; of more, the oldest no longer does.
+    pub held_records_max: usize,
     /// A device that was silent for so long is forgotten.
     pub device_ttl_seconds: u64,
     /// Devices kept per partition; beyond it the one that was silent longest is forgotten.
@@ -58,8 +64,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            lateness_millis: 5_000,
+            lateness_millis: 1_000,
             idle_grace_seconds: 10,
+            held_records_max: 4_096,
             device_ttl_seconds: 86_400,
             devices_max: 1_000_000,
             copies: RecentIdsLimits::default(),
@@ -108,12 +115,16 @@ pub struct Engine {
     devices: Vec<Option<Device>>,
     free: Vec<u32>,
     by_name: HashTable<u32>,
-    /// When something is due for a device, in seconds of receive time. Entries that the device has outdated stay
-    /// until they come up.
+    /// When something is due for a device, in steps of receive time. Entries that the device has outdated stay until
+    /// they come up.
     due: BinaryHeap<Reverse<Due>>,
+    /// Devices by when they were heard, as it was when they were entered: one that was heard since goes back when it
+    /// comes up. So the first that was not is the one that was silent longest.
+    by_silence: BinaryHeap<Reverse<(Timestamp, u64, u32)>>,
     newest_received: Timestamp,
     accounts: BTreeMap<Box<str>, Account>,
     forgotten: u64,
+    evicted: u64,
     broken: Vec<Broken>,
 }
 
@@ -127,7 +138,7 @@ pub struct Broken {
 /// The hash makes the order independent of where a device is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
-    second: i64,
+    step: i64,
     hash: u64,
     device: u32,
 }
@@ -143,9 +154,11 @@ impl Engine {
             free: Vec::new(),
             by_name: HashTable::new(),
             due: BinaryHeap::new(),
+            by_silence: BinaryHeap::new(),
             newest_received: Timestamp::MIN,
             accounts: BTreeMap::new(),
             forgotten: 0,
+            evicted: 0,
             broken: Vec::new(),
         }
     }
@@ -212,14 +225,31 @@ impl Engine {
         self.devices.len() - self.free.len()
     }
 
-    /// Panes of windows that are open.
+    /// Panes and readings that windows keep.
     pub fn window_count(&self) -> usize {
-        self.devices.iter().flatten().flat_map(|d| &d.cells).map(|c| c.windows.len()).sum()
+        self.devices.iter().flatten().map(Device::kept).sum()
     }
 
-    /// Devices forgotten since the start, for silence or for room.
+    /// When silence next brings something about, by the server's clock.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.due.peek().map(|due| start_of(due.0.step))
+    }
+
+    /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if the
+    /// device says no times, or is not known.
+    pub fn clock_ahead_micros(&self, tenant: &str, device: &str) -> Option<i64> {
+        let slot = self.find(tenant, device, device_hash(tenant, device))?;
+        self.devices[slot as usize].as_ref()?.clock.ahead_micros()
+    }
+
+    /// Devices forgotten for their silence, from the first record of the journal on.
     pub fn forgotten_count(&self) -> u64 {
         self.forgotten
+    }
+
+    /// Devices forgotten for want of room, from the first record of the journal on.
+    pub fn evicted_count(&self) -> u64 {
+        self.evicted
     }
 
     /// Devices on which a rule broke as time passed, since this was last asked.
@@ -249,27 +279,12 @@ impl Engine {
         };
         let Some(device) = &mut self.devices[slot as usize] else { return Fate::Failed };
         if record.received_at + CLOCK_UNEVENNESS_MAX < device.heard_at {
-            device.clock_was_ahead(record);
+            device.clock_was_ahead(&self.index, record);
         }
         device.heard_at = device.heard_at.max(record.received_at);
-        if record.time < device.watermark {
+        if !device.take(&mut self.index, record, &self.limits, out) {
             return Fate::Late;
         }
-        if *device.device_type != *record.device_type {
-            device.retype(&mut self.index, record.device_type, out);
-        }
-        for reading in &record.readings {
-            let Some(metric) = self.index.metric(reading.metric) else { continue };
-            let Some(value) = reading.value.as_number().filter(|v| v.is_finite()) else { continue };
-            device.resolve(&self.index, metric);
-            device.take(&self.index, metric, record.time, value, out);
-        }
-        if record.time >= device.newest {
-            device.newest = record.time;
-            device.newest_received_at = record.received_at;
-            device.watermark = device.watermark.max(record.time - self.limits.lateness());
-        }
-        device.close_windows(&self.index, device.watermark, out);
         self.schedule(slot);
         Fate::Evaluated
     }
@@ -298,7 +313,7 @@ impl Engine {
     }
 
     fn place(&mut self, device: Device) -> u32 {
-        let hash = device.hash;
+        let (hash, heard_at) = (device.hash, device.heard_at);
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.devices[slot as usize] = Some(device);
@@ -313,7 +328,25 @@ impl Engine {
         self.by_name.insert_unique(hash, slot, |slot| {
             devices[*slot as usize].as_ref().map_or(0, |device| device.hash)
         });
+        self.by_silence.push(Reverse((heard_at, hash, slot)));
+        self.tidy();
         slot
+    }
+
+    /// What devices that are gone have left behind is bounded by what is there.
+    fn tidy(&mut self) {
+        let entries_max = 2 * self.device_count() + TIDY_SPARE;
+        let devices = &self.devices;
+        let is_there = |slot: u32, hash: u64| devices[slot as usize].as_ref().is_some_and(|d| d.hash == hash);
+        if self.due.len() > entries_max {
+            self.due.retain(|Reverse(due)| {
+                is_there(due.device, due.hash)
+                    && devices[due.device as usize].as_ref().is_some_and(|d| d.queued == due.step)
+            });
+        }
+        if self.by_silence.len() > entries_max {
+            self.by_silence.retain(|Reverse((_, hash, slot))| is_there(*slot, *hash));
+        }
     }
 
     fn remove(&mut self, slot: u32) -> Option<Device> {
@@ -328,16 +361,16 @@ impl Engine {
     /// Notes when the device is to be looked at next: never later than something is due.
     fn schedule(&mut self, slot: u32) {
         let Some(device) = &mut self.devices[slot as usize] else { return };
-        let second = device.due_second(&self.limits);
-        if second < device.queued_second {
-            device.queued_second = second;
-            self.due.push(Reverse(Due { second, hash: device.hash, device: slot }));
+        let step = device.due(&self.index, &self.limits);
+        if step < device.queued {
+            device.queued = step;
+            self.due.push(Reverse(Due { step, hash: device.hash, device: slot }));
         }
     }
 
     fn run_due(&mut self, out: &mut Vec<AlertTransition>) {
-        let now = self.newest_received.as_micros().div_euclid(1_000_000);
-        while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.second <= now) {
+        let now = step_of(self.newest_received);
+        while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.step <= now) {
             self.due.pop();
             if self.is_current(due) {
                 self.look_at_contained(due.device, now, out);
@@ -346,9 +379,9 @@ impl Engine {
     }
 
     /// As `contain`, for what silence alone brings about.
-    fn look_at_contained(&mut self, slot: u32, now_second: i64, out: &mut Vec<AlertTransition>) {
+    fn look_at_contained(&mut self, slot: u32, now: i64, out: &mut Vec<AlertTransition>) {
         let said = out.len();
-        if catch_unwind(AssertUnwindSafe(|| self.look_at(slot, now_second, out))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| self.look_at(slot, now, out))).is_err() {
             out.truncate(said);
             if let Some(device) = self.remove(slot) {
                 self.broken.push(Broken { tenant: device.tenant.as_ref().into(), device: device.name });
@@ -357,46 +390,34 @@ impl Engine {
     }
 
     fn is_current(&self, due: Due) -> bool {
-        self.devices[due.device as usize]
-            .as_ref()
-            .is_some_and(|d| d.hash == due.hash && d.queued_second == due.second)
+        self.devices[due.device as usize].as_ref().is_some_and(|d| d.hash == due.hash && d.queued == due.step)
     }
 
-    fn look_at(&mut self, slot: u32, now_second: i64, out: &mut Vec<AlertTransition>) {
+    fn look_at(&mut self, slot: u32, now: i64, out: &mut Vec<AlertTransition>) {
         let Some(device) = &mut self.devices[slot as usize] else { return };
-        while device.due_second(&self.limits) <= now_second {
-            let Some(end) = device.next_close() else {
+        while device.due(&self.index, &self.limits) <= now {
+            if !device.live_on(&self.index, out) {
                 self.forgotten += 1;
                 return self.forget(slot, out);
-            };
-            device.watermark = device.watermark.max(end);
-            device.close_windows(&self.index, end, out);
+            }
         }
-        device.queued_second = i64::MAX;
+        device.queued = NOT_DUE;
         self.schedule(slot);
     }
 
-    /// Makes room: of the devices that come up first, the one that was silent longest.
+    /// Makes room: the device that was silent longest goes.
     fn forget_one(&mut self, out: &mut Vec<AlertTransition>) {
-        const LOOKED_AT_MAX: usize = 8;
-        let mut candidates = Vec::with_capacity(LOOKED_AT_MAX);
-        while candidates.len() < LOOKED_AT_MAX
-            && let Some(Reverse(due)) = self.due.pop()
-        {
-            if self.is_current(due)
-                && let Some(device) = &mut self.devices[due.device as usize]
-            {
-                device.queued_second = i64::MAX;
-                candidates.push((device.heard_at, device.hash, due.device));
+        while let Some(Reverse((heard_at, hash, slot))) = self.by_silence.pop() {
+            let Some(device) = self.devices[slot as usize].as_ref().filter(|d| d.hash == hash) else {
+                continue;
+            };
+            match device.heard_at == heard_at {
+                true => {
+                    self.evicted += 1;
+                    return self.forget(slot, out);
+                }
+                false => self.by_silence.push(Reverse((device.heard_at, hash, slot))),
             }
-        }
-        let silent_longest = candidates.iter().copied().min();
-        for (_, _, slot) in &candidates {
-            self.schedule(*slot);
-        }
-        if let Some((_, _, slot)) = silent_longest {
-            self.forgotten += 1;
-            self.forget(slot, out);
         }
     }
 
@@ -404,8 +425,7 @@ impl Engine {
     fn forget(&mut self, slot: u32, out: &mut Vec<AlertTransition>) {
         if let Some(device) = self.remove(slot) {
             for cell in &device.cells {
-                let rule = RuleWords::of(self.index.rule(cell.rule));
-                device.say_forgotten(&rule, &cell.episode, out);
+                device.say_forgotten(&RuleWords::of(self.index.rule(cell.rule)), &cell.watch, out);
             }
         }
     }
@@ -436,209 +456,6 @@ impl Limits {
 
     fn device_ttl(&self) -> Duration {
         Duration::from_secs(self.device_ttl_seconds)
-    }
-}
-
-impl Device {
-    /// The server's clock was ahead when this device was last heard, and is right again. What was filed under the
-    /// wrong time must not make all that follows look late.
-    fn clock_was_ahead(&mut self, record: &Record<'_>) {
-        self.heard_at = record.received_at;
-        self.newest_received_at = self.newest_received_at.min(record.received_at);
-        self.queued_second = i64::MAX;
-        if record.time_source != TimeSource::Device && record.time < self.newest {
-            self.newest = Timestamp::MIN;
-            self.watermark = Timestamp::MIN;
-            self.next_close = Timestamp::MAX;
-            self.cells.iter_mut().for_each(|cell| cell.windows.restart());
-        }
-    }
-
-    /// The cells of the rules that look at `metric` on this device are made when the device first sends it.
-    fn resolve(&mut self, index: &Index, metric: u32) {
-        let Err(at) = self.metrics.binary_search(&metric) else { return };
-        self.metrics.insert(at, metric);
-        for rule in index.rules_for(metric, &self.tenant, &self.device_type, &self.name) {
-            self.add_cell(metric, rule);
-        }
-    }
-
-    fn add_cell(&mut self, metric: u32, rule: u32) {
-        let key = (metric, rule);
-        if let Err(at) = self.cells.binary_search_by_key(&key, |c| (c.metric, c.rule)) {
-            self.cells.reserve_exact(1);
-            self.cells.insert(at, Cell::new(metric, rule));
-        }
-    }
-
-    fn take(
-        &mut self,
-        index: &Index,
-        metric: u32,
-        time: Timestamp,
-        value: f64,
-        out: &mut Vec<AlertTransition>,
-    ) {
-        let first = self.cells.partition_point(|c| c.metric < metric);
-        for n in first..self.cells.len() {
-            let cell = &mut self.cells[n];
-            if cell.metric != metric {
-                break;
-            }
-            let rule = index.rule(cell.rule);
-            match &rule.condition.over {
-                Some(over) => {
-                    cell.windows.add(over, time, value);
-                    self.next_close =
-                        cell.windows.next_end(over).map_or(self.next_close, |e| e.min(self.next_close));
-                }
-                // A single value is judged in the order of time: one from before the last is too late to matter.
-                None if time >= self.newest => {
-                    let at = Stretch { start: time, end: time };
-                    let step = cell.episode.on(verdict(rule, value), at, rule.condition.hold);
-                    if let Some(step) = step {
-                        out.push(self.transition(&RuleWords::of(rule), step, time, value));
-                    }
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Judges the windows that end at `now` or before, each rule's in order.
-    fn close_windows(&mut self, index: &Index, now: Timestamp, out: &mut Vec<AlertTransition>) {
-        if self.next_close > now {
-            return;
-        }
-        self.next_close = Timestamp::MAX;
-        for n in 0..self.cells.len() {
-            let rule = index.rule(self.cells[n].rule);
-            let Some(over) = &rule.condition.over else { continue };
-            while let Some((at, value)) = self.cells[n].windows.close(over, now) {
-                let episode = &mut self.cells[n].episode;
-                let steps = [episode.on_gap(at), episode.on(verdict(rule, value), at, rule.condition.hold)];
-                for step in steps.into_iter().flatten() {
-                    out.push(self.transition(&RuleWords::of(rule), step, at.end, value));
-                }
-            }
-            if let Some(end) = self.cells[n].windows.next_end(over) {
-                self.next_close = self.next_close.min(end);
-            }
-        }
-    }
-
-    fn next_close(&self) -> Option<Timestamp> {
-        Some(self.next_close).filter(|end| *end != Timestamp::MAX)
-    }
-
-    /// The second of receive time at which the next window closes for silence, or the device is forgotten.
-    fn due_second(&self, limits: &Limits) -> i64 {
-        match self.next_close() {
-            Some(end) => {
-                let to_go = end.since(self.newest) + limits.lateness() + limits.idle_grace();
-                window::second_after(self.newest_received_at, to_go)
-            }
-            None => window::second_after(self.heard_at, limits.device_ttl()),
-        }
-    }
-
-    /// A device that changed its type is looked at by other rules.
-    fn retype(&mut self, index: &mut Index, device_type: &str, out: &mut Vec<AlertTransition>) {
-        self.device_type = index.word(device_type);
-        self.metrics.clear();
-        let cells = std::mem::take(&mut self.cells);
-        let (kept, gone) = cells.into_iter().partition(|c: &Cell| {
-            let rule = index.rule(c.rule);
-            rule.device_type.as_deref().is_none_or(|t| *t == *self.device_type)
-        });
-        self.cells = kept;
-        let gone: Vec<Cell> = gone;
-        for cell in &gone {
-            self.say_forgotten(&RuleWords::of(index.rule(cell.rule)), &cell.episode, out);
-        }
-        self.find_next_close(index);
-    }
-
-    /// Takes the cells of unchanged rules over into another set of rules.
-    fn adopt(&mut self, old: &Index, new: &Index, out: &mut Vec<AlertTransition>) {
-        let cells = std::mem::take(&mut self.cells);
-        self.metrics.clear();
-        for mut cell in cells {
-            match new.same_rule(old.rule(cell.rule)) {
-                Some((metric, rule)) => {
-                    (cell.metric, cell.rule) = (metric, rule);
-                    self.cells.push(cell);
-                }
-                None => self.say_forgotten(&RuleWords::of(old.rule(cell.rule)), &cell.episode, out),
-            }
-        }
-        self.cells.sort_unstable_by_key(|c| (c.metric, c.rule));
-        self.find_next_close(new);
-    }
-
-    fn find_next_close(&mut self, index: &Index) {
-        let ends = self.cells.iter().filter_map(|c| {
-            index.rule(c.rule).condition.over.as_ref().and_then(|over| c.windows.next_end(over))
-        });
-        self.next_close = ends.min().unwrap_or(Timestamp::MAX);
-    }
-
-    fn say_forgotten(&self, rule: &RuleWords, episode: &Episode, out: &mut Vec<AlertTransition>) {
-        if let Some(phase) = episode.phase.on_forgotten() {
-            let step = Step { phase, since: episode.since() };
-            out.push(self.transition(rule, step, self.newest, rule.threshold));
-        }
-    }
-
-    fn transition(&self, rule: &RuleWords, step: Step, at: Timestamp, value: f64) -> AlertTransition {
-        let fingerprint = Fingerprint::of(&self.tenant, &rule.name, &self.name);
-        AlertTransition {
-            id: TransitionId::of(fingerprint, step.phase, step.since),
-            fingerprint,
-            tenant: self.tenant.as_ref().into(),
-            device: self.name.as_ref().into(),
-            rule: rule.name.as_ref().into(),
-            severity: rule.severity,
-            phase: step.phase,
-            at,
-            since: step.since,
-            value,
-            condition: rule.condition.as_ref().into(),
-        }
-    }
-}
-
-/// What a transition says of its rule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct RuleWords {
-    name: Arc<str>,
-    condition: Arc<str>,
-    severity: Severity,
-    threshold: f64,
-}
-
-impl RuleWords {
-    fn of(rule: &Rule) -> Self {
-        Self {
-            name: rule.name.clone(),
-            condition: rule.words.clone(),
-            severity: rule.severity,
-            threshold: rule.condition.threshold,
-        }
-    }
-}
-
-fn verdict(rule: &Rule, value: f64) -> Verdict {
-    match () {
-        () if rule.condition.holds(value) => Verdict::Holds,
-        () if rule.condition.clears(value) => Verdict::Clear,
-        () => Verdict::Between,
-    }
-}
-
-impl Cell {
-    fn new(metric: u32, rule: u32) -> Self {
-        Self { metric, rule, episode: Episode::default(), windows: Default::default() }
     }
 }
 

@@ -9,7 +9,13 @@ mod rejected; // refused messages, counted
 
 pub mod rules; // rules as data
 
+mod watch; // one rule on one device
+
 pub mod engine; // what the rules say of a partition
+
+pub mod proof; // a rule's own tests
+
+pub mod backtest; // a rule over stored history
 
 mod checkpoint; // an engine's state and position on disk
 
@@ -19,7 +25,9 @@ mod copies; // which messages came before
 
 pub use copies::{RecentIds, RecentIdsLimits};
 pub use engine::{Account, Limits};
-pub use pipeline::{Config, Inflow, PartitionStatus, Pipeline, PipelineView, StartError, Status};
+pub use pipeline::{
+    Config, Inflow, PartitionStatus, Pipeline, PipelineView, RulesInForce, StartError, Status,
+};
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
 pub use store::{StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};

@@ -3,6 +3,7 @@
 //! What a stretch of the journal brings about is durable in `alerts` before a checkpoint covers the stretch. After a
 //! crash it is said again, under the same ids.
 
+mod ask; // what others want to know of a device
 mod metrics;
 
 use std::{
@@ -13,9 +14,10 @@ use std::{
     time::Duration,
 };
 
+use ask::Asked;
 use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{
-    AlertTransition, Clock, Record, RejectReason, Rejected, Timestamp,
+    AlertTransition, Clock, Record, RejectReason, Rejected, Slot, Timestamp,
     avro::{self, Datum},
     chain,
     limits::REJECTED_BYTES_MAX,
@@ -37,8 +39,11 @@ const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
 pub(crate) const CONSUMER: &str = "pipeline";
 /// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
-const TICK_MARGIN: Duration = Duration::from_secs(2);
-const TICK_EVERY: Duration = Duration::from_secs(1);
+const TICK_MARGIN: Duration = Duration::from_millis(500);
+/// The engine says when silence brings something about. Looked at no later than this, as the server's clock may be set,
+const TICK_AFTER_MAX: Duration = Duration::from_secs(1);
+/// and no sooner, while what is under way holds time back.
+const TICK_AFTER_MIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -85,6 +90,7 @@ pub enum StartError {
 pub struct Pipeline {
     workers: Vec<Worker>,
     shown: Vec<Shown>,
+    asked: Vec<Asked>,
     rules: watch::Sender<RuleSet>,
 }
 
@@ -102,7 +108,7 @@ pub struct PartitionStatus {
     /// Records that are in the journal and not yet evaluated.
     pub lag: u64,
     pub devices: usize,
-    /// Panes of open windows, as of the last checkpoint.
+    /// Panes and readings that windows keep, as of the last checkpoint.
     pub windows: usize,
     pub late: u64,
     pub copies: u64,
@@ -113,14 +119,29 @@ pub struct PartitionStatus {
 
 type Shown = Arc<Mutex<PartitionStatus>>;
 
+/// The rules that all partitions go by.
+#[derive(Debug, Clone)]
+pub struct RulesInForce(watch::Sender<RuleSet>);
+
+impl RulesInForce {
+    /// Goes on with other rules; every partition takes them up before its next stretch. What an unchanged rule knows
+    /// stays, what a rule that is gone was firing is resolved.
+    pub fn set(&self, rules: RuleSet) {
+        self.0.send_replace(rules);
+    }
+}
+
 /// Shows how the rules stand, also while somebody else stops them.
 #[derive(Debug, Clone)]
-pub struct PipelineView(Vec<Shown>);
+pub struct PipelineView {
+    partitions: Vec<Shown>,
+    asked: Vec<Asked>,
+}
 
 impl PipelineView {
     pub fn status(&self) -> Status {
         let mut status = Status::default();
-        for shown in &self.0 {
+        for shown in &self.partitions {
             let partition = lock(shown).clone();
             for (tenant, account) in &partition.accounts {
                 *status.accounts.entry(tenant.to_string()).or_default() += *account;
@@ -135,12 +156,19 @@ impl PipelineView {
         let of = |(index, shown): (usize, &Shown)| {
             lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
         };
-        self.0.iter().enumerate().filter_map(of).collect()
+        self.partitions.iter().enumerate().filter_map(of).collect()
+    }
+
+    /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
+    /// times, or nothing is known of it.
+    pub async fn clock_ahead_micros(&self, tenant: &str, device: &str) -> Option<i64> {
+        let partition = Slot::of(tenant, device).partition(self.asked.len() as u16);
+        self.asked.get(usize::from(partition))?.ask(tenant, device).await
     }
 
     /// How far the rules are in a partition.
     pub fn position(&self, partition: u16) -> Option<Offset> {
-        self.0.get(usize::from(partition)).map(|shown| lock(shown).position)
+        self.partitions.get(usize::from(partition)).map(|shown| lock(shown).position)
     }
 }
 
@@ -159,9 +187,9 @@ impl Pipeline {
         fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         let metrics = Metrics::new(registry);
         let (rules, in_force) = watch::channel(rules);
-        let mut pipeline = Self { workers: Vec::new(), shown: Vec::new(), rules };
+        let mut pipeline = Self { workers: Vec::new(), shown: Vec::new(), asked: Vec::new(), rules };
         for index in 0..journal.partitions(Topic::Telemetry) {
-            let shown = Shown::default();
+            let (shown, asked) = (Shown::default(), Asked::default());
             let worker = Rules {
                 at: Partition::new(Topic::Telemetry, index),
                 file: dir.join(format!("{index}.ckpt")),
@@ -178,6 +206,7 @@ impl Pipeline {
                 clock: clock.clone(),
                 metrics: metrics.clone(),
                 shown: shown.clone(),
+                asked: asked.clone(),
                 position: Offset::ZERO,
                 saved: None,
             };
@@ -191,18 +220,18 @@ impl Pipeline {
             .map_err(|source| StartError::Thread { what: format!("rules on partition {index}"), source })?;
             pipeline.workers.push(worker);
             pipeline.shown.push(shown);
+            pipeline.asked.push(asked);
         }
         Ok(pipeline)
     }
 
     pub fn view(&self) -> PipelineView {
-        PipelineView(self.shown.clone())
+        PipelineView { partitions: self.shown.clone(), asked: self.asked.clone() }
     }
 
-    /// Goes on with other rules; every partition takes them up before its next stretch. What an unchanged rule knows
-    /// stays, what a rule that is gone was firing is resolved.
-    pub fn reload(&self, rules: RuleSet) {
-        let _ = self.rules.send(rules);
+    /// What changes the rules, also while somebody else stops them.
+    pub fn rules(&self) -> RulesInForce {
+        RulesInForce(self.rules.clone())
     }
 
     /// Ends after the stretches under way and a last checkpoint.
@@ -228,6 +257,7 @@ struct Rules {
     clock: Clock,
     metrics: Metrics,
     shown: Shown,
+    asked: Asked,
     position: Offset,
     saved: Option<Offset>,
     checkpoint_due: Every,
@@ -246,10 +276,10 @@ impl Rules {
     async fn follow(&mut self, stop: &mut Stop) -> Result<(), Stopped> {
         let mut progress = self.journal.progress();
         let mut engine = self.take_up(stop).await?;
-        let mut tick_due = Every::new(TICK_EVERY);
         let mut backoff = Backoff::default();
         while !stop.is_asked() {
             progress.mark_unchanged();
+            self.asked.answer(|tenant, device| engine.clock_ahead_micros(tenant, device));
             if self.in_force.has_changed().unwrap_or(false) {
                 self.change_rules(&mut engine, stop).await?;
             }
@@ -257,15 +287,13 @@ impl Rules {
                 Ok(entries) => {
                     backoff = Backoff::default();
                     self.evaluate(&mut engine, &entries, stop).await?;
-                    if tick_due.is_due() {
-                        self.tick(&mut engine, stop).await?;
-                    }
+                    self.tick(&mut engine, stop).await?;
                     self.show(&engine, None);
                     if self.checkpoint_due.is_due() {
                         self.checkpoint(&engine).await;
                     }
                     if self.lag() < WORTH_A_ROUND {
-                        self.wait_for_news(&mut progress, stop).await;
+                        self.wait_for_news(&engine, &mut progress, stop).await;
                     }
                 }
                 Err(ReadError::Gone { oldest, .. }) => {
@@ -402,7 +430,7 @@ impl Rules {
         // time its end is looked at.
         let now = self.clock.now();
         let settled = self.inflow.oldest_under_way().unwrap_or(now).min(now) - TICK_MARGIN;
-        if !self.is_at_end() {
+        if !self.is_at_end() || engine.next_due().is_none_or(|due| due > settled) {
             return Ok(());
         }
         let mut out = Vec::new();
@@ -487,7 +515,7 @@ impl Rules {
     }
 
     /// News gather for a moment, so that a busy journal is read in large stretches.
-    async fn wait_for_news(&self, progress: &mut watch::Receiver<u64>, stop: &mut Stop) {
+    async fn wait_for_news(&self, engine: &Engine, progress: &mut watch::Receiver<u64>, stop: &mut Stop) {
         stop.sleep(Duration::from_millis(self.config.gather_millis)).await;
         if !self.is_at_end() {
             return;
@@ -497,8 +525,15 @@ impl Rules {
             () = stop.asked() => {}
             _ = progress.changed() => {}
             _ = in_force.changed() => {}
-            () = tokio::time::sleep(TICK_EVERY) => {}
+            () = self.asked.somebody() => {}
+            () = tokio::time::sleep(self.tick_after(engine)) => {}
         }
+    }
+
+    /// Until silence brings something about.
+    fn tick_after(&self, engine: &Engine) -> Duration {
+        let Some(due) = engine.next_due() else { return TICK_AFTER_MAX };
+        (due + TICK_MARGIN).since(self.clock.now()).clamp(TICK_AFTER_MIN, TICK_AFTER_MAX)
     }
 
     /// Records in the journal that are not evaluated yet.
@@ -520,7 +555,7 @@ impl Rules {
         shown.accounts.clone_from(engine.accounts());
         shown.late = engine.accounts().values().map(|a| a.late).sum();
         shown.copies = engine.accounts().values().map(|a| a.copies).sum();
-        self.metrics.show(self.at.index, &shown, engine.forgotten_count());
+        self.metrics.show(self.at.index, &shown, engine.forgotten_count(), engine.evicted_count());
     }
 }
 

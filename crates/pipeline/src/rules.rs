@@ -1,42 +1,82 @@
 //! Rules as data: TOML files, checked whole before any of them is used.
 
 mod condition; // the language of `when`
+pub mod expression; // the language of `expression`
+pub mod fence; // places on the earth
+mod scalar; // the value of a reading
+mod schedule; // hours of the week
+
+mod given; // a rule's own tests
 
 use std::{
     collections::HashSet,
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+pub use condition::{Aggregate, Comparator, Condition, Over, Subject, Test, Threshold, Tree, duration};
 use dunlin_model::Severity;
+use expression::Expression;
+pub use given::{Expected, Given, RuleTest, instant};
+pub use scalar::Scalar;
+pub use schedule::Schedule;
 use serde::Deserialize;
 use toml::Spanned;
 use wildmatch::WildMatch;
 use xxhash_rust::xxh3::Xxh3;
 
-pub use condition::{Aggregate, Comparator, Condition, Over};
-
 /// Rules in one set, over all files.
 pub const RULES_MAX: usize = 100_000;
+/// Levels of one rule.
+pub const LEVELS_MAX: usize = 8;
 
-/// One rule. Its name is unique within the set.
+/// One rule. Its name is unique within the set and its tenant.
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub name: Arc<str>,
-    pub condition: Condition,
-    /// The condition in its canonical words.
-    pub words: Arc<str>,
+    /// The rule itself, and then what it escalates to: the worst level whose condition fires is the alert's severity.
+    pub levels: Vec<Level>,
     /// A glob over device names.
     pub devices: WildMatch,
     /// All types if `None`.
     pub device_type: Option<Box<str>>,
     /// All tenants if `None`.
     pub tenant: Option<Box<str>>,
-    pub severity: Severity,
     pub description: String,
+    pub tests: Vec<RuleTest>,
     /// Of all that decides when the rule fires: state survives a change of anything else.
     pub content_hash: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Level {
+    pub severity: Severity,
+    pub condition: Condition,
+    /// The condition in its canonical words.
+    pub words: Arc<str>,
+}
+
+impl Rule {
+    pub fn severity(&self) -> Severity {
+        self.levels[0].severity
+    }
+
+    /// The conditions in their canonical words.
+    pub fn words(&self) -> &Arc<str> {
+        &self.levels[0].words
+    }
+
+    /// Whether it also says something of a device that says nothing.
+    pub fn watches_silence(&self) -> bool {
+        self.levels.iter().any(|level| level.condition.watches_silence())
+    }
+
+    /// Metrics that it names; `None` stands for every record.
+    pub fn inputs(&self) -> impl Iterator<Item = Option<&str>> {
+        self.levels.iter().flat_map(|level| level.condition.inputs())
+    }
 }
 
 /// The rules in force.
@@ -106,6 +146,39 @@ impl RuleSet {
         reader.finish()
     }
 
+    /// The one rule of a text, as somebody of a tenant wrote it: for that tenant alone.
+    pub fn parse_own(text: &str, tenant: &str) -> Result<Arc<Rule>, Vec<RuleProblem>> {
+        let mut reader = Reader { only_tenant: Some(tenant.into()), ..Reader::default() };
+        reader.read(text, Path::new("rule"));
+        let problem = |message: String| {
+            vec![RuleProblem { file: "rule".into(), line: 1, column: 1, rule: None, message }]
+        };
+        let rules = reader.finish()?.rules;
+        match <[Arc<Rule>; 1]>::try_from(rules) {
+            Ok([rule]) => Ok(rule),
+            Err(rules) => Err(problem(format!("the text has to be one [[rule]], and has {}", rules.len()))),
+        }
+    }
+
+    /// These rules and more. A name that is taken, for all tenants or for the same one, keeps its first meaning; the
+    /// others are given back.
+    pub fn and(mut self, more: impl IntoIterator<Item = Arc<Rule>>) -> (Self, Vec<Arc<Rule>>) {
+        let mut taken: HashSet<(Arc<str>, Option<Box<str>>)> =
+            self.rules.iter().map(|rule| (rule.name.clone(), None)).collect();
+        let mut left = Vec::new();
+        for rule in more {
+            let is_free = !taken.contains(&(rule.name.clone(), None))
+                && self.rules.len() < RULES_MAX
+                && taken.insert((rule.name.clone(), rule.tenant.clone()));
+            if is_free { self.rules.push(rule) } else { left.push(rule) }
+        }
+        (self, left)
+    }
+
+    pub fn of(rules: Vec<Arc<Rule>>) -> Self {
+        Self { rules }
+    }
+
     pub fn rules(&self) -> &[Arc<Rule>] {
         &self.rules
     }
@@ -130,14 +203,32 @@ struct FileToml {
 #[serde(deny_unknown_fields)]
 struct RuleToml {
     name: Spanned<String>,
-    when: Spanned<String>,
+    when: Option<Spanned<String>>,
+    expression: Option<Spanned<String>>,
+    /// How long an expression must hold; of `when` it is a part.
+    r#for: Option<Spanned<String>>,
+    /// The hours in which it counts.
+    active: Option<Spanned<String>>,
     devices: Option<String>,
     device_type: Option<String>,
-    tenant: Option<String>,
+    tenant: Option<Spanned<String>>,
     #[serde(default)]
     severity: Severity,
     #[serde(default)]
     description: String,
+    #[serde(default)]
+    level: Vec<LevelToml>,
+    #[serde(default)]
+    test: Vec<Spanned<given::TestToml>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LevelToml {
+    severity: Spanned<Severity>,
+    when: Option<Spanned<String>>,
+    expression: Option<Spanned<String>>,
+    r#for: Option<Spanned<String>>,
 }
 
 #[derive(Default)]
@@ -145,11 +236,23 @@ struct Reader {
     names: HashSet<Box<str>>,
     rules: Vec<Arc<Rule>>,
     problems: Vec<RuleProblem>,
+    /// Every rule is this tenant's.
+    only_tenant: Option<Box<str>>,
+}
+
+/// What is wrong, and at which byte of the file.
+struct At {
+    byte: usize,
+    message: String,
+}
+
+fn at<T>(of: &Spanned<T>, message: impl Into<String>) -> At {
+    At { byte: of.span().start, message: message.into() }
 }
 
 impl Reader {
     fn read(&mut self, text: &str, file: &Path) {
-        let at = |byte: usize, rule: Option<&str>, message: String| {
+        let problem = |byte: usize, rule: Option<&str>, message: String| {
             let (line, column) = line_and_column(text, byte);
             RuleProblem { file: file.into(), line, column, rule: rule.map(Into::into), message }
         };
@@ -157,34 +260,32 @@ impl Reader {
             Ok(parsed) => parsed,
             Err(error) => {
                 let byte = error.span().map_or(0, |s| s.start);
-                return self.problems.push(at(byte, None, error.message().to_owned()));
+                return self.problems.push(problem(byte, None, error.message().to_owned()));
             }
         };
         for rule in parsed.rule {
-            let name = rule.name.get_ref().as_str();
-            if name.is_empty() || name.len() > dunlin_model::limits::NAME_BYTES_MAX {
-                let message = "a rule's name has 1 to 128 bytes".to_owned();
-                self.problems.push(at(rule.name.span().start, Some(name), message));
-                continue;
-            }
-            if !self.names.insert(name.into()) {
-                let message = "the name is taken by another rule; names are unique over all files".to_owned();
-                self.problems.push(at(rule.name.span().start, Some(name), message));
-                continue;
-            }
-            if self.rules.len() == RULES_MAX {
-                let message = format!("more than {RULES_MAX} rules; remove some");
-                return self.problems.push(at(rule.name.span().start, Some(name), message));
-            }
-            match Condition::parse(rule.when.get_ref()) {
-                Ok(condition) => self.rules.push(Arc::new(rule.checked(condition))),
-                Err(wrong) => {
-                    // Behind the opening quote; right for strings without escapes, near it for others.
-                    let byte = rule.when.span().start + 1 + wrong.at_byte;
-                    self.problems.push(at(byte, Some(name), wrong.message));
-                }
+            let name = rule.name.get_ref().clone();
+            if let Err(At { byte, message }) = self.take(rule) {
+                self.problems.push(problem(byte, Some(&name), message));
             }
         }
+    }
+
+    fn take(&mut self, rule: RuleToml) -> Result<(), At> {
+        let name = rule.name.get_ref().as_str();
+        if name.is_empty() || name.len() > dunlin_model::limits::NAME_BYTES_MAX {
+            return Err(at(&rule.name, "a rule's name has 1 to 128 bytes"));
+        }
+        if !self.names.insert(name.into()) {
+            let message = "the name is taken by another rule; names are unique over all files";
+            return Err(at(&rule.name, message));
+        }
+        if self.rules.len() == RULES_MAX {
+            return Err(at(&rule.name, format!("more than {RULES_MAX} rules; remove some")));
+        }
+        let rule = rule.checked(self.only_tenant.as_deref())?;
+        self.rules.push(Arc::new(rule));
+        Ok(())
     }
 
     fn finish(self) -> Result<RuleSet, Vec<RuleProblem>> {
@@ -193,31 +294,100 @@ impl Reader {
 }
 
 impl RuleToml {
-    fn checked(self, condition: Condition) -> Rule {
-        let words = condition.to_string();
+    fn checked(self, only_tenant: Option<&str>) -> Result<Rule, At> {
+        let (when, hold) = (self.when.as_ref(), self.r#for.as_ref());
+        let base = condition(&self.name, when, self.expression.as_ref(), hold)?;
+        let mut levels = vec![(self.severity, base)];
+        if self.level.len() >= LEVELS_MAX {
+            return Err(at(&self.name, format!("a rule has at most {LEVELS_MAX} levels")));
+        }
+        for level in &self.level {
+            let (when, hold) = (level.when.as_ref(), level.r#for.as_ref());
+            let condition = condition(&level.severity, when, level.expression.as_ref(), hold)?;
+            levels.push((*level.severity.get_ref(), condition));
+        }
+        if let Some(active) = &self.active {
+            let schedule: Schedule = active.get_ref().parse().map_err(|wrong: String| at(active, wrong))?;
+            levels = levels
+                .into_iter()
+                .map(|(severity, condition)| (severity, condition.during(schedule.clone())))
+                .collect();
+        }
+        let tenant = match (&self.tenant, only_tenant) {
+            (Some(tenant), Some(own)) if tenant.get_ref() != own => {
+                return Err(at(tenant, format!("this rule is {own}'s alone; leave `tenant` out")));
+            }
+            (_, Some(own)) => Some(own.into()),
+            (Some(tenant), None) => Some(tenant.get_ref().as_str().into()),
+            (None, None) => None,
+        };
         let devices = self.devices.as_deref().unwrap_or("*");
         let mut hash = Xxh3::new();
-        for part in [
-            self.name.get_ref(),
-            &words,
-            devices,
-            self.device_type.as_deref().unwrap_or(""),
-            self.tenant.as_deref().unwrap_or(""),
-        ] {
+        let mut part = |part: &str| {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
+        };
+        part(self.name.get_ref());
+        part(&levels[0].1.to_string());
+        [devices, self.device_type.as_deref().unwrap_or(""), tenant.as_deref().unwrap_or("")]
+            .into_iter()
+            .for_each(&mut part);
+        for (severity, condition) in &levels[1..] {
+            part(&condition.to_string());
+            part(&format!("{severity:?}"));
         }
-        Rule {
-            name: self.name.into_inner().into(),
+        if levels.len() > 1 {
+            part(&format!("{:?}", self.severity));
+        }
+        let content_hash = hash.digest();
+        let level = |(severity, condition): (Severity, Condition)| Level {
+            severity,
+            words: condition.to_string().into(),
             condition,
-            words: words.into(),
+        };
+        let mut rule = Rule {
+            name: self.name.into_inner().into(),
+            levels: levels.into_iter().map(level).collect(),
             devices: WildMatch::new(devices),
             device_type: self.device_type.map(Into::into),
-            tenant: self.tenant.map(Into::into),
-            severity: self.severity,
+            tenant,
             description: self.description,
-            content_hash: hash.digest(),
+            tests: Vec::new(),
+            content_hash,
+        };
+        for test in self.test {
+            let byte = test.span().start;
+            let read = test.into_inner().read(&rule).map_err(|message| At { byte, message })?;
+            rule.tests.push(read);
         }
+        Ok(rule)
+    }
+}
+
+fn condition<T>(
+    of: &Spanned<T>,
+    when: Option<&Spanned<String>>,
+    expression: Option<&Spanned<String>>,
+    hold: Option<&Spanned<String>>,
+) -> Result<Condition, At> {
+    match (when, expression) {
+        (Some(when), None) => match hold {
+            Some(hold) => Err(at(hold, "`for` goes with `expression`; in `when` it is a part of the text")),
+            // Behind the opening quote; right for strings without escapes, near it for others.
+            None => Condition::parse(when.get_ref())
+                .map_err(|wrong| At { byte: when.span().start + 1 + wrong.at_byte, message: wrong.message }),
+        },
+        (None, Some(text)) => {
+            let expression = Expression::parse(text.get_ref()).map_err(|wrong| at(text, wrong))?;
+            let hold = match hold {
+                None => Duration::ZERO,
+                Some(text) => duration(text.get_ref())
+                    .ok_or_else(|| at(text, "a duration of at most 366d, as in 500ms, 30s, 5m, 2h or 1d"))?,
+            };
+            Ok(Condition::of_expression(expression, hold))
+        }
+        (Some(_), Some(text)) => Err(at(text, "a rule has `when` or `expression`, not both")),
+        (None, None) => Err(at(of, "say `when`, or `expression`")),
     }
 }
 

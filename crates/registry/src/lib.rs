@@ -1,10 +1,12 @@
-//! Tenants, devices, credentials and alerts: the only door to SQL. One SQL text for SQLite and PostgreSQL: ids are
+//! Tenants, devices, credentials, rules and alerts: the only door to SQL. One SQL text for SQLite and PostgreSQL: ids are
 //! TEXT, times are microseconds in BIGINT, parameters are `$1`.
 
 mod devices; // who may send
 mod tenants; // whose data it is
 mod tokens; // what proves it
 mod users; // who may ask
+
+mod rules; // what is watched for
 
 mod alerts; // what is wrong, and who has been told
 
@@ -17,6 +19,7 @@ pub use alerts::{
 };
 pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
+pub use rules::{RuleMark, RuleMeasure, RuleVersion, StoredRule};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };

@@ -90,6 +90,13 @@ Examples:
         #[command(flatten)]
         server: Server,
     },
+    /// Test rules, prove them on stored history, put them in force
+    Rule {
+        #[command(subcommand)]
+        command: RuleCommand,
+        #[command(flatten)]
+        server: Server,
+    },
     /// Connect a fleet of simulated devices over real MQTT connections
     Simulate(SimulateArgs),
     /// Publish a CSV file (header `timestamp,value`) as a device, keeping the file's times
@@ -300,6 +307,80 @@ pub(crate) enum TenantCommand {
     Add { name: String },
     /// List the tenants
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RuleCommand {
+    /// Run the tests that stand beside the rules of files or directories; needs no server
+    Test {
+        #[arg(required = true, value_name = "FILE")]
+        places: Vec<PathBuf>,
+    },
+    /// Say how often, where and when a rule would have fired
+    #[command(after_help = "\
+Examples:
+  dunlin rule backtest machine-temperature-low --since 90d
+  dunlin rule backtest too-hot --file new-rule.toml --since 2026-01-01T00:00:00Z
+  dunlin rule backtest machine-temperature-low --since 2013-12-01T00:00:00Z --labels windows.json")]
+    Backtest(BacktestArgs),
+    /// List the rules, of files and of the API, with what was measured
+    List,
+    /// Show every version of a rule of the API
+    Show {
+        name: String,
+    },
+    /// Put the [[rule]] of a file in force, as the next version of the rule of its name
+    Put {
+        file: PathBuf,
+        /// Keep it, but not in force
+        #[arg(long)]
+        disabled: bool,
+    },
+    Enable {
+        name: String,
+    },
+    Disable {
+        name: String,
+    },
+    /// Put an earlier version in force again
+    Rollback {
+        name: String,
+        version: u64,
+    },
+    Delete {
+        name: String,
+    },
+    /// Say that a rule is right to fire on a device in a stretch of time, or that it is not
+    Mark {
+        name: String,
+        device: String,
+        from: String,
+        to: String,
+        /// It was a false alarm
+        #[arg(long = "false")]
+        wrong: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BacktestArgs {
+    /// The rule's name
+    pub(crate) rule: String,
+    /// How far back, or from when: `90d`, `2026-01-01T00:00:00Z`
+    #[arg(long, default_value = "30d")]
+    pub(crate) since: String,
+    /// Until when [default: now]
+    #[arg(long)]
+    pub(crate) until: Option<String>,
+    /// Take the rule out of this file, as it stands there
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Known failures, JSON: a list of [start, end]; the firings are shown beside them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Print the server's answer as it is
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -30,6 +30,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Completions { shell } => commands::completions(shell),
         Command::Device { command, server } => commands::run(commands::device::run(command, server)),
         Command::Tenant { command, server } => commands::run(commands::tenant::run(command, server)),
+        Command::Rule { command, server } => commands::run(commands::rule::run(command, server)),
         Command::Query { sql, format, server } => commands::run(commands::query::run(sql, format, server)),
         Command::Ledger { server } => commands::run(commands::show::ledger(server)),
         Command::Alerts(args) => commands::run(commands::alerts::run(args)),

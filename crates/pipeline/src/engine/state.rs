@@ -1,76 +1,30 @@
 //! What the engine knows, as it stands in a checkpoint. Derived from the journal: a version that cannot be read is
 //! replayed, not migrated.
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use dunlin_model::{AlertTransition, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Due, Engine, Limits, RuleWords, alert::Episode, window::Windows};
-use crate::{copies::device_hash, rules::RuleSet};
+use smallvec::SmallVec;
 
-/// One device of the partition.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Device {
-    pub(super) hash: u64,
-    pub(super) tenant: Arc<str>,
-    pub(super) name: Box<str>,
-    pub(super) device_type: Arc<str>,
-    /// The newest event time, and when it came.
-    pub(super) newest: Timestamp,
-    pub(super) newest_received_at: Timestamp,
-    pub(super) heard_at: Timestamp,
-    /// Records from before it are late.
-    pub(super) watermark: Timestamp,
-    /// The end of the next window to close; MAX if none is open.
-    pub(super) next_close: Timestamp,
-    /// The entry among the due ones that counts; MAX if none does.
-    pub(super) queued_second: i64,
-    /// Metrics whose rules were looked up, sorted.
-    pub(super) metrics: Vec<u32>,
-    /// By metric and rule.
-    pub(super) cells: Vec<Cell>,
-}
-
-/// One rule on one device.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Cell {
-    pub(super) metric: u32,
-    pub(super) rule: u32,
-    pub(super) episode: Episode,
-    pub(super) windows: Windows,
-}
-
-impl Device {
-    pub(super) fn new(
-        hash: u64,
-        tenant: Arc<str>,
-        name: &str,
-        device_type: Arc<str>,
-        heard_at: Timestamp,
-    ) -> Self {
-        Self {
-            hash,
-            tenant,
-            name: name.into(),
-            device_type,
-            newest: Timestamp::MIN,
-            newest_received_at: heard_at,
-            heard_at,
-            watermark: Timestamp::MIN,
-            next_close: Timestamp::MAX,
-            queued_second: i64::MAX,
-            metrics: Vec::new(),
-            cells: Vec::new(),
-        }
-    }
-}
+use super::{
+    Account, Due, Engine, Limits,
+    clock::DeviceClock,
+    device::{Device, Held, NOT_DUE, RuleWords},
+};
+use crate::{
+    copies::device_hash,
+    rules::{RuleSet, Scalar},
+    watch::Watch,
+};
 
 /// The whole of an engine's knowledge but for the copies, which are read from the journal again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     newest_received: Timestamp,
     forgotten: u64,
+    evicted: u64,
     accounts: BTreeMap<Box<str>, Account>,
     /// Cells name them by number.
     rules: Vec<RuleState>,
@@ -91,44 +45,51 @@ struct DeviceState {
     tenant: u32,
     name: Box<str>,
     device_type: u32,
+    clock: DeviceClock,
     newest: Timestamp,
     newest_received_at: Timestamp,
     heard_at: Timestamp,
     watermark: Timestamp,
-    queued_second: i64,
-    cells: Vec<CellState>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct CellState {
-    rule: u32,
-    episode: Episode,
-    windows: Windows,
+    queued: i64,
+    /// Metrics are words.
+    held: Vec<(Timestamp, Vec<(u32, Scalar)>)>,
+    cells: Vec<(u32, Watch)>,
 }
 
 impl Engine {
     pub fn state(&self) -> State {
-        let mut words = Numbered::default();
+        let mut words = Numbered::<Box<str>, Box<str>>::default();
         let mut rules = Numbered::default();
+        let names = self.index.metric_names();
+        let mut word = |text: &str| words.number(&text.into(), || text.into());
         let devices = self.devices.iter().flatten().map(|d| DeviceState {
-            tenant: words.number(&d.tenant, || d.tenant.as_ref().into()),
+            tenant: word(&d.tenant),
             name: d.name.clone(),
-            device_type: words.number(&d.device_type, || d.device_type.as_ref().into()),
+            device_type: word(&d.device_type),
+            clock: d.clock,
             newest: d.newest,
             newest_received_at: d.newest_received_at,
             heard_at: d.heard_at,
             watermark: d.watermark,
-            queued_second: d.queued_second,
+            queued: d.queued,
+            held: d
+                .held
+                .iter()
+                .map(|held| {
+                    let named =
+                        |(metric, value): &(u32, Scalar)| (word(names[*metric as usize]), value.clone());
+                    (held.time, held.readings.iter().map(named).collect())
+                })
+                .collect(),
             cells: d
                 .cells
                 .iter()
-                .map(|c| CellState {
-                    rule: rules.number(&c.rule, || {
-                        let rule = self.index.rule(c.rule);
+                .map(|cell| {
+                    let number = rules.number(&cell.rule, || {
+                        let rule = self.index.rule(cell.rule);
                         RuleState { content_hash: rule.content_hash, said: RuleWords::of(rule) }
-                    }),
-                    episode: c.episode,
-                    windows: c.windows.clone(),
+                    });
+                    (number, cell.watch.clone())
                 })
                 .collect(),
         });
@@ -136,6 +97,7 @@ impl Engine {
         State {
             newest_received: self.newest_received,
             forgotten: self.forgotten,
+            evicted: self.evicted,
             accounts: self.accounts.clone(),
             rules: rules.list,
             words: words.list,
@@ -154,38 +116,42 @@ impl Engine {
         let mut engine = Self::new(limits, rules);
         engine.newest_received = state.newest_received;
         engine.forgotten = state.forgotten;
+        engine.evicted = state.evicted;
         engine.accounts = state.accounts;
         for kept in state.devices {
             let tenant = engine.index.word(state.words.get(kept.tenant as usize)?);
             let device_type = engine.index.word(state.words.get(kept.device_type as usize)?);
             let hash = device_hash(&tenant, &kept.name);
             let mut device = Device {
+                clock: kept.clock,
                 newest: kept.newest,
                 newest_received_at: kept.newest_received_at,
                 watermark: kept.watermark,
-                queued_second: kept.queued_second,
+                queued: kept.queued,
                 ..Device::new(hash, tenant, &kept.name, device_type, kept.heard_at)
             };
-            for cell in kept.cells {
-                let rule = state.rules.get(cell.rule as usize)?;
-                match engine.index.by_content(rule.content_hash) {
-                    Some((metric, rule)) => {
-                        device.cells.push(Cell {
-                            metric,
-                            rule,
-                            episode: cell.episode,
-                            windows: cell.windows,
-                        });
+            for (time, readings) in kept.held {
+                let mut named = SmallVec::new();
+                for (word, value) in readings {
+                    let metric = engine.index.metric(state.words.get(word as usize)?);
+                    named.extend(metric.map(|metric| (metric, value)));
+                }
+                device.held.push_back(Held { time, readings: named });
+            }
+            for (rule, watch) in kept.cells {
+                let kept = state.rules.get(rule as usize)?;
+                match engine.index.by_content(kept.content_hash) {
+                    Some(rule) if watch.is_of(engine.index.rule(rule)) => {
+                        device.add_cell(&engine.index, rule, Some(watch));
                     }
-                    None => device.say_forgotten(&rule.said, &cell.episode, out),
+                    Some(_) => return None,
+                    None => device.say_forgotten(&kept.said, &watch, out),
                 }
             }
-            device.cells.sort_unstable_by_key(|c| (c.metric, c.rule));
-            device.find_next_close(&engine.index);
-            let queued = kept.queued_second;
+            let queued = kept.queued;
             let slot = engine.place(device);
-            if queued != i64::MAX {
-                engine.due.push(Reverse(Due { second: queued, hash, device: slot }));
+            if queued != NOT_DUE {
+                engine.due.push(Reverse(Due { step: queued, hash, device: slot }));
             }
             engine.schedule(slot);
         }

@@ -27,6 +27,7 @@ pub(super) struct Metrics {
     devices: Family<At, Gauge>,
     windows: Family<At, Gauge>,
     forgotten: Family<At, Gauge>,
+    evicted: Family<At, Gauge>,
 }
 
 impl Metrics {
@@ -47,11 +48,20 @@ impl Metrics {
         );
         registry.register("dunlin_pipeline_lag_records", "Records not yet evaluated", m.lag.clone());
         registry.register("dunlin_pipeline_devices", "Devices with state", m.devices.clone());
-        registry.register("dunlin_pipeline_windows", "Open window panes", m.windows.clone());
+        registry.register(
+            "dunlin_pipeline_windows",
+            "Panes and readings that windows keep",
+            m.windows.clone(),
+        );
         registry.register(
             "dunlin_pipeline_forgotten_devices",
-            "Devices forgotten for silence or for room, since the first record",
+            "Devices forgotten for their silence, since the first record",
             m.forgotten.clone(),
+        );
+        registry.register(
+            "dunlin_pipeline_evicted_devices",
+            "Devices forgotten for want of room, the longest silent first, since the first record",
+            m.evicted.clone(),
         );
         m
     }
@@ -69,11 +79,12 @@ impl Metrics {
         }
     }
 
-    pub(super) fn show(&self, partition: u16, status: &PartitionStatus, forgotten: u64) {
+    pub(super) fn show(&self, partition: u16, status: &PartitionStatus, forgotten: u64, evicted: u64) {
         let at = At { partition };
         self.lag.get_or_create(&at).set(status.lag as i64);
         self.devices.get_or_create(&at).set(status.devices as i64);
         self.windows.get_or_create(&at).set(status.windows as i64);
         self.forgotten.get_or_create(&at).set(forgotten as i64);
+        self.evicted.get_or_create(&at).set(evicted as i64);
     }
 }

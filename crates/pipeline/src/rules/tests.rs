@@ -1,13 +1,13 @@
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
-use super::*;
+use super::{condition::Condition, *};
 
 #[track_caller]
 fn check(when: &str, expect: Expect) {
     let text = format!("[[rule]]\nname = \"r\"\nwhen = '''{when}'''\n");
     let said = match RuleSet::parse(&text, "r.toml") {
-        Ok(set) => set.rules()[0].words.to_string(),
+        Ok(set) => set.rules()[0].words().to_string(),
         Err(problems) => problems[0].message.clone(),
     };
     expect.assert_eq(&said);
@@ -28,6 +28,132 @@ fn reads_conditions() {
     );
     check("avg < 3 clear above 3.5", expect!["avg < 3, clear above 3.5"]);
     check("count(door-open) over 1d every 1h == 0", expect!["count(door-open) over 1d every 1h == 0"]);
+}
+
+#[test]
+fn reads_joined_tests() {
+    check("a > 1 and b < 2 or not c == 3 for 5m", expect!["(a > 1 and b < 2) or not c == 3 for 5m"]);
+    check(
+        "(a > 1 clear below 0.5 or b < 2) and max(c) over sliding 5m > 3",
+        expect!["(a > 1 clear below 0.5 or b < 2) and max(c) over sliding 5m > 3"],
+    );
+    check("no data for 10m", expect!["no data for 10m"]);
+    check(
+        "no data(t) for 1h or stuck('a.b') for 30m",
+        expect![[r#"no data(t) for 1h or stuck("a.b") for 30m"#]],
+    );
+    check("rate(t) > 5", expect!["rate(t) per 1s > 5"]);
+    check(
+        "position(lat, lon) inside polygon(0 0, 0 1, 1 1)",
+        expect!["position(lat, lon) inside polygon(0 0, 0 1, 1 1)"],
+    );
+    check(
+        "position(lat,lon) outside circle(52.52 13.405, 500m) for 1m",
+        expect!["position(lat, lon) outside circle(52.52 13.405, 500m) for 1m"],
+    );
+    check("\"or\" > 3 and no > 1", expect![[r#""or" > 3 and no > 1"#]]);
+}
+
+#[test]
+fn says_what_to_change_in_joined_tests() {
+    check("a > 1 and", expect!["expected a metric, as in temperature or 'battery.voltage', found the end"]);
+    check("(a > 1 or b > 2", expect!["expected `)`, found the end"]);
+    check("no data", expect!["expected `for` and a duration, as in `for 10m`, found the end"]);
+    check("stuck(a)", expect!["expected `for` and a duration, as in `for 10m`, found the end"]);
+    check(
+        "position(a, b) near circle(1 2, 3m)",
+        expect![[r#"expected `inside` or `outside`, found "near circle(1 2, 3m)""#]],
+    );
+    check(
+        "position(a, b) inside circle(100 2, 3m)",
+        expect!["a circle has a centre on earth (latitude longitude) and a radius"],
+    );
+    check("position(a, b) inside polygon(1 2, 3 4)", expect!["a polygon has 3 to 256 corners"]);
+    check(
+        "avg(a) over session 1s500ms > 3",
+        expect![[r#"expected one of > >= < <= == !=, found "500ms > 3""#]],
+    );
+    check(
+        &vec!["a > 1"; 40].join(" and "),
+        expect![[r#"expected fewer tests: a condition has at most 32, found "and a > 1 and a > 1 ""#]],
+    );
+    check(
+        &format!("{}a > 1", "not ".repeat(40)),
+        expect![[r#"expected less nesting: a condition is at most 16 deep, found "not not not not not ""#]],
+    );
+}
+
+#[test]
+fn rules_have_expressions_levels_hours_and_tests() {
+    let check = |rule: &str, expect: Expect| {
+        let text = format!("[[rule]]\nname = \"r\"\n{rule}\n");
+        let said = match RuleSet::parse(&text, "r.toml") {
+            Ok(set) => {
+                let levels = set.rules()[0].levels.iter().map(|l| format!("{:?}: {}", l.severity, l.words));
+                levels.collect::<Vec<_>>().join("; ")
+            }
+            Err(problems) => problems[0].to_string(),
+        };
+        expect.assert_eq(&said);
+    };
+    check("expression = \"a > 1 AND b < 2\"\nfor = \"2m\"", expect!["Warning: a > 1 AND b < 2 for 2m"]);
+    check(
+        "when = \"a > 1\"\n[[rule.level]]\nseverity = \"critical\"\nwhen = \"a > 5 for 1m\"",
+        expect!["Warning: a > 1; Critical: a > 5 for 1m"],
+    );
+    check(
+        "when = \"a > 1\"\nactive = \"Mon-Fri 08:00-18:00 Europe/Berlin\"",
+        expect!["Warning: a > 1 and during Mon-Fri 08:00-18:00 Europe/Berlin"],
+    );
+    check(
+        "when = \"a > 1\"\nactive = \"weekdays\"",
+        expect![[
+            r#"r.toml:4:10: rule "r": "weekdays" is no span of a schedule; write for example Mon-Fri 08:00-18:00"#
+        ]],
+    );
+    check(
+        "when = \"a > 1\"\nexpression = \"a > 1\"",
+        expect![[r#"r.toml:4:14: rule "r": a rule has `when` or `expression`, not both"#]],
+    );
+    check(
+        "expression = \"a + 1\"",
+        expect![[r#"r.toml:3:14: rule "r": an expression is true or false; this one is a BIGINT"#]],
+    );
+    check("", expect![[r#"r.toml:2:8: rule "r": say `when`, or `expression`"#]]);
+    check(
+        "when = \"a > 1\"\nfor = \"2m\"",
+        expect![[
+            r#"r.toml:4:7: rule "r": `for` goes with `expression`; in `when` it is a part of the text"#
+        ]],
+    );
+    check(
+        "when = \"a > 1\"\n[[rule.test]]\nname = \"t\"\nreadings = \"soon 5\"",
+        expect![[
+            r#"r.toml:4:1: rule "r": "soon" is no time from the start; write for example 0s, 90s, 10m or 2h30m"#
+        ]],
+    );
+    check(
+        "when = \"a > 1\"\n[[rule.test]]\nname = \"t\"\nreadings = \"0s 5\"\nexpect = \"0s fires\"",
+        expect![[r#"r.toml:4:1: rule "r": "0s fires": write for example 120s firing, or 300s resolved"#]],
+    );
+}
+
+#[test]
+fn a_tenants_rule_is_that_tenants_alone() {
+    let own = |text: &str| RuleSet::parse_own(text, "acme").map_err(|problems| problems[0].message.clone());
+    let rule = "[[rule]]\nname = \"a\"\nwhen = \"t > 1\"\n";
+    assert_eq!(own(rule).unwrap().tenant.as_deref(), Some("acme"));
+    assert!(own(&format!("{rule}tenant = \"other\"\n")).unwrap_err().contains("acme"));
+    assert!(own("").unwrap_err().contains("has 0"));
+
+    let files = RuleSet::parse(rule, "f.toml").unwrap();
+    let named = |name: &str| own(&rule.replace("\"a\"", &format!("{name:?}"))).unwrap();
+    let (all, left) = files.and([named("a"), named("b"), named("b")]);
+    let names = |rules: &[Arc<Rule>]| rules.iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(all.rules()), names(&left)),
+        (vec!["a".into(), "b".into()], vec!["a".into(), "b".into()])
+    );
 }
 
 #[test]
@@ -58,7 +184,10 @@ fn says_what_to_change() {
     check("avg(t) over 5m every 2m > 3", expect!["`over` must be a multiple of `every`"]);
     check("avg(t) over 1d every 1s > 3", expect!["`over` has at most 1440 times the length of `every`"]);
     check("avg(t) over 500ms > 3", expect!["a window is at least 1s long, and so is its step"]);
-    check("t > 3 or x > 4", expect![[r#"expected `for`, `clear` or the end, found "or x > 4""#]]);
+    check(
+        "t > 3 xor x > 4",
+        expect![[r#"expected `and`, `or`, `for`, `clear` or the end, found "xor x > 4""#]],
+    );
     check("", expect!["expected a metric, as in temperature or 'battery.voltage', found the end"]);
 }
 

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dunlin_journal::{AppendError, Appended, Extent, Health, ReadError};
 use dunlin_model::{RejectReason, Rejected, TenantId};
-use dunlin_pipeline::{Config, Pipeline, RejectedCounter, RuleSet, StoreConfig, StoreWriter};
+use dunlin_pipeline::{Config, Limits, Pipeline, RejectedCounter, RuleSet, StoreConfig, StoreWriter};
 use dunlin_tsdb::{MemoryDisk, MemoryTsdb, Tsdb};
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
@@ -119,7 +119,8 @@ async fn rules_that_break_say_so_and_repeat_nothing() {
     let text = "[[rule]]\nname = \"hot\"\nwhen = \"temperature > 80\"\n";
     let rules = RuleSet::parse(text, "hot.toml").unwrap();
     let breaking = Breaking::times(&memory, ALWAYS);
-    let config = Config { gather_millis: 1, ..Config::default() };
+    let limits = Limits { lateness_millis: 0, ..Limits::default() };
+    let config = Config { gather_millis: 1, limits, ..Config::default() };
     let pipeline = Pipeline::start(
         config,
         breaking.clone(),

@@ -103,7 +103,7 @@ async fn reloaded_rules_hold_from_then_on() {
     let pipeline = start(&journal, dir.path(), hot());
     append(&journal, &hot_minutes()[..5]).await;
     caught_up(&journal, &pipeline).await;
-    pipeline.reload(RuleSet::default());
+    pipeline.rules().set(RuleSet::default());
     until("the change is said", || journal.extent(ALERTS).next == Offset(3)).await;
     pipeline.stop().await;
     let phases: Vec<_> = alerts(&journal).await.into_iter().map(|t| format!("{:?}", t.phase)).collect();

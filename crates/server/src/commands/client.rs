@@ -42,8 +42,21 @@ impl Client {
         Ok(self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?.json().await?)
     }
 
+    /// What answers with nothing but that it is done.
+    pub(crate) async fn post_nothing(&self, path: &str, body: &Value) -> Result<(), Failure> {
+        self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await.map(drop)
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<(), Failure> {
+        self.send(self.http.patch(format!("{}{path}", self.url)).json(body)).await.map(drop)
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Result<(), Failure> {
-        self.send(self.http.delete(format!("{}{path}", self.url))).await.map(|_| ())
+        self.send(self.http.delete(format!("{}{path}", self.url))).await.map(drop)
+    }
+
+    pub(crate) async fn put_text(&self, path: &str, body: String) -> Result<Value, Failure> {
+        Ok(self.send(self.http.put(format!("{}{path}", self.url)).body(body)).await?.json().await?)
     }
 
     /// The answer's body as it comes.

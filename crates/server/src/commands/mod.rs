@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod device;
 pub(crate) mod query;
 pub(crate) mod replay;
+pub(crate) mod rule;
 pub(crate) mod show;
 pub(crate) mod silence;
 pub(crate) mod simulate;

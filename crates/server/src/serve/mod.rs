@@ -8,6 +8,7 @@ mod inflow; // the rules' question "what is still to come?"
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod publisher; // alerting's way into publish and subscribe
+mod rules; // those in force, and what they would have found
 mod running; // start and stop
 
 use std::net::{TcpListener, ToSocketAddrs};
@@ -43,14 +44,13 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
 
-    let rules = config.rules.clone();
     let running = Running::start(config, doors, system_clock()).await?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hang_up.recv() => {
-                running.reload_rules(&rules);
+                running.reload_rules().await;
                 running.renew_certificates();
             }
             reason = running.broken() => return Err(running.abandon(reason)),

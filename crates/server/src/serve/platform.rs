@@ -13,6 +13,7 @@ use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
 use dunlin_model::{DeviceId, TenantId};
 use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
 use dunlin_tsdb::Tsdb;
+use futures::future::{BoxFuture, FutureExt};
 use prometheus_client::{
     encoding::{
         EncodeLabelSet,
@@ -89,6 +90,14 @@ impl Platform for ServerPlatform {
             Revoked::Device => dunlin_gateway::Revoked::Device,
         };
         self.access.revoke(tenant, device, what);
+    }
+
+    fn clock_ahead_micros<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+    ) -> BoxFuture<'a, Option<i64>> {
+        self.rules.clock_ahead_micros(tenant, device).boxed()
     }
 
     fn metrics(&self) -> String {

@@ -1,6 +1,5 @@
 use std::{
     net::TcpListener,
-    path::Path,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -11,7 +10,7 @@ use dunlin_gateway::{Door, Gateway, Tls};
 use dunlin_journal::Journal;
 use dunlin_journal_disk::DiskJournal;
 use dunlin_model::{Clock, chain};
-use dunlin_pipeline::{Pipeline, RejectedCounter, RuleSet, StoreWriter};
+use dunlin_pipeline::{Pipeline, RejectedCounter, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
@@ -26,6 +25,7 @@ use super::{
     ledger::Ledger,
     platform::ServerPlatform,
     publisher::GatewayPublisher,
+    rules::{self, ServerRules},
 };
 use crate::{config::Config, exit::Failure};
 
@@ -49,6 +49,7 @@ pub(crate) struct Running {
     rejected: RejectedCounter,
     writer: StoreWriter,
     pipeline: Pipeline,
+    rules: Arc<ServerRules>,
     alerting: Alerting,
     gateway: Gateway,
     http: Http,
@@ -61,13 +62,13 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) async fn start(config: Config, doors: Doors, clock: Clock) -> Result<Self, Failure> {
         let started = Instant::now();
-        let rules = load_rules(&config.rules);
+        let rules = rules::load(&config.rules);
         let tls = config.load_tls(clock.clone())?;
         let mut metrics = Metrics::default();
         let stores = Stores::open(&config, &clock, &mut metrics).await?;
         first_start::prepare(&config.data, &config.rules, &stores.registry).await?;
         let rules = match rules {
-            Ok(rules) if rules.is_empty() => load_rules(&config.rules)?, // The first start writes an example.
+            Ok(rules) if rules.is_empty() => rules::load(&config.rules)?, // The first start writes an example.
             rules => rules?,
         };
         let journal: Arc<dyn Journal> = stores.journal.clone();
@@ -84,13 +85,14 @@ impl Running {
             clock.clone(),
             &mut metrics,
         )?;
-        let rule_count = rules.len();
+        let all_rules = rules::together(rules.clone(), &registry).await?;
+        let rule_count = all_rules.len();
         let inflow = Arc::new(GatewayInflow::default());
         let pipeline = Pipeline::start(
             config.pipeline.clone(),
             journal.clone(),
             inflow.clone(),
-            rules,
+            all_rules,
             &config.data,
             clock.clone(),
             &mut metrics,
@@ -134,9 +136,22 @@ impl Running {
             ledger,
             metrics: Mutex::new(metrics),
         });
-        let desk = alerting.desk();
-        let console =
-            Console { config: config.console, registry, tsdb: tsdb.clone(), sql: tsdb, platform, desk };
+        let rules = Arc::new(ServerRules::new(
+            config.rules.clone(),
+            rules,
+            registry.clone(),
+            tsdb.clone(),
+            pipeline.rules(),
+        ));
+        let console = Console {
+            config: config.console,
+            registry,
+            tsdb: tsdb.clone(),
+            sql: tsdb,
+            platform,
+            desk: alerting.desk(),
+            rules: rules.clone(),
+        };
         let routes = gateway.http_routes().merge(dunlin_console::routes(console));
         let limits = http::Limits::new(config.http_connections_max);
         let https = match (doors.https, &tls) {
@@ -159,18 +174,12 @@ impl Running {
         for (door, address) in config.gateway.listener.iter().zip(&gateway.mqtt_addresses()[1..]) {
             tracing::info!(%address, transport = ?door.transport, tls = door.tls, "MQTT listener");
         }
-        Ok(Self { stores, rejected, writer, pipeline, alerting, gateway, http, https, tls, renewal })
+        Ok(Self { stores, rejected, writer, pipeline, rules, alerting, gateway, http, https, tls, renewal })
     }
 
     /// Takes the rules as they are on disk now; if one is wrong, those in force stay.
-    pub(crate) fn reload_rules(&self, dir: &Path) {
-        match load_rules(dir) {
-            Ok(rules) => {
-                tracing::info!(rules = rules.len(), "rules reloaded");
-                self.pipeline.reload(rules);
-            }
-            Err(failure) => tracing::error!(?failure, "rules are not valid; those in force stay"),
-        }
+    pub(crate) async fn reload_rules(&self) {
+        self.rules.reload_files().await;
     }
 
     /// Takes the certificates as they are on disk now.
@@ -265,11 +274,4 @@ async fn keep_certificates(tls: Tls) {
         let _panicked = tokio::task::spawn_blocking(move || checked.renew()).await;
         tokio::time::sleep(tls.check_every()).await;
     }
-}
-
-fn load_rules(dir: &Path) -> Result<RuleSet, Failure> {
-    RuleSet::load(dir).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Failure::Invalid(lines.join("\ndunlin: "))
-    })
 }
