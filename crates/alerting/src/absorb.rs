@@ -1,6 +1,9 @@
 //! What a stretch of the `alerts` topic makes of the alerts. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, HashSet},
+};
 
 use dunlin_model::{AlertId, AlertPhase, AlertState, AlertStep, AlertTransition, Fingerprint, IllegalStep};
 use dunlin_registry::Alert;
@@ -81,10 +84,13 @@ fn begin(t: &AlertTransition) -> Alert {
 
 /// Takes an open alert one step further; what there is to be told of it, if anything.
 fn advance(alert: &mut Alert, t: &AlertTransition) -> Result<Option<What>, IllegalStep> {
-    let is_more = t.severity > alert.severity;
     let step = match t.phase {
-        AlertPhase::Firing if alert.state != AlertState::Pending && is_more => AlertStep::Raised,
-        AlertPhase::Firing => AlertStep::Fired,
+        AlertPhase::Firing if alert.state == AlertState::Pending => AlertStep::Fired,
+        AlertPhase::Firing => match t.severity.cmp(&alert.severity) {
+            Ordering::Greater => AlertStep::Raised,
+            Ordering::Less => AlertStep::Lowered,
+            Ordering::Equal => AlertStep::Fired,
+        },
         AlertPhase::Resolved => AlertStep::Resolved,
         // It is open already: one alert per fingerprint.
         AlertPhase::Pending | AlertPhase::Cancelled => AlertStep::Cancelled,
@@ -106,10 +112,52 @@ fn advance(alert: &mut Alert, t: &AlertTransition) -> Result<Option<What>, Illeg
             (alert.acknowledged_at, alert.acknowledged_by) = (None, None);
             Some(What::Raised)
         }
+        AlertStep::Lowered => {
+            alert.severity = t.severity;
+            None
+        }
         AlertStep::Resolved | AlertStep::Cancelled => {
             alert.resolved_at = Some(t.at);
             (before != AlertState::Pending).then_some(What::Resolved)
         }
         AlertStep::Acknowledged | AlertStep::Unacknowledged => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_model::{Severity, Timestamp, TransitionId};
+
+    use super::*;
+
+    fn firing(severity: Severity, at: i64) -> AlertTransition {
+        let fingerprint = Fingerprint::of("default", "hot", "pump-1");
+        let at = Timestamp::from_micros(at);
+        AlertTransition {
+            id: TransitionId::of_change(fingerprint, severity, at),
+            fingerprint,
+            tenant: "default".into(),
+            device: "pump-1".into(),
+            rule: "hot".into(),
+            severity,
+            phase: AlertPhase::Firing,
+            at,
+            since: Timestamp::from_micros(5),
+            value: 81.0,
+            condition: "temperature > 80".into(),
+        }
+    }
+
+    #[test]
+    fn more_severe_is_told_and_less_severe_is_not() {
+        use Severity::{Critical, Warning};
+        let history = [firing(Warning, 5), firing(Critical, 7), firing(Critical, 8), firing(Warning, 9)];
+        let absorbed = absorb(HashMap::new(), &HashSet::new(), &history);
+        let told: Vec<_> = absorbed.matters.iter().map(|m| (m.what.clone(), m.alert.severity)).collect();
+        assert_eq!(told, [(What::Fired, Warning), (What::Raised, Critical)]);
+        let alerts: Vec<_> = absorbed.alerts.into_values().collect();
+        assert_eq!(alerts.len(), 1);
+        assert_eq!((alerts[0].severity, alerts[0].state), (Warning, AlertState::Firing));
+        assert_eq!(alerts[0].fired_at, Some(Timestamp::from_micros(5)));
+    }
 }

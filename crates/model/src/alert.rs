@@ -76,6 +76,8 @@ pub enum AlertStep {
     Fired,
     /// It has become more severe: whoever looks after it said so of something less.
     Raised,
+    /// It has become less severe: no news to whoever heard of more.
+    Lowered,
     Resolved,
     Cancelled,
     Acknowledged,
@@ -103,6 +105,7 @@ impl AlertState {
             (S::Firing, Step::Acknowledged) => S::Acknowledged,
             (S::Acknowledged, Step::Unacknowledged) => S::Firing,
             (S::Firing | S::Acknowledged, Step::Raised) => S::Firing,
+            (state @ (S::Firing | S::Acknowledged), Step::Lowered) => state,
             (S::Firing | S::Acknowledged, Step::Resolved) => S::Resolved,
             (state, step) => return Err(IllegalStep { state, step }),
         })
@@ -135,6 +138,7 @@ impl fmt::Display for AlertStep {
         f.write_str(match self {
             Self::Fired => "fired",
             Self::Raised => "raised",
+            Self::Lowered => "lowered",
             Self::Resolved => "resolved",
             Self::Cancelled => "cancelled",
             Self::Acknowledged => "acknowledged",
@@ -254,12 +258,12 @@ mod tests {
     #[test]
     fn what_is_over_stays_over_and_only_what_fires_is_acknowledged() {
         use AlertStep::*;
-        let steps = [Fired, Raised, Resolved, Cancelled, Acknowledged, Unacknowledged];
+        let steps = [Fired, Raised, Lowered, Resolved, Cancelled, Acknowledged, Unacknowledged];
         for state in AlertState::ALL {
             for step in steps {
                 let next = state.on(step);
                 assert!(state.is_open() || next.is_err(), "{state} {step}");
-                if next == Ok(AlertState::Acknowledged) {
+                if next == Ok(AlertState::Acknowledged) && step != Lowered {
                     assert_eq!((state, step), (AlertState::Firing, Acknowledged));
                 }
             }

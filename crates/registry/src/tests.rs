@@ -566,26 +566,3 @@ async fn a_rule_carries_what_people_say_and_what_was_measured() {
         (Some(0.75), None)
     );
 }
-
-#[tokio::test]
-async fn an_alert_that_gets_worse_goes_on_and_people_are_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let firing = AlertTransition { severity: Severity::Warning, ..transition(AlertPhase::Firing, 1, 5) };
-    let worse = AlertTransition {
-        id: TransitionId::of_change(firing.fingerprint, Severity::Critical, Timestamp::from_micros(7)),
-        severity: Severity::Critical,
-        at: Timestamp::from_micros(7),
-        ..firing.clone()
-    };
-    let apply = async |history: &[AlertTransition], next| {
-        let channels = ["w".to_owned()];
-        registry.apply_alerts("alerting", 0, history, next, &channels, |_| String::new()).await.unwrap()
-    };
-    assert_eq!(apply(&[firing.clone(), worse.clone()], 2).await.notifications, 2);
-    assert_eq!(apply(&[firing, worse], 2).await.notifications, 0, "a replay");
-    let tenant = TenantId::default_tenant();
-    let alerts = registry.alerts(&tenant, AlertFilter { phase: None, limit: 10 }).await.unwrap();
-    assert_eq!((alerts.len(), alerts[0].severity), (1, Severity::Critical));
-    assert_eq!(alerts[0].fired_at, Some(Timestamp::from_micros(5)));
-}

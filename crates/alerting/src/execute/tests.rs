@@ -273,7 +273,7 @@ impl Lab {
 /// In at most two steps: what a rule says may both fire and raise nothing else.
 fn is_legal(before: Option<AlertState>, now: AlertState) -> bool {
     use AlertStep::*;
-    let steps = [Fired, Raised, Resolved, Cancelled, Acknowledged, Unacknowledged];
+    let steps = [Fired, Raised, Lowered, Resolved, Cancelled, Acknowledged, Unacknowledged];
     match before {
         None => matches!(now, AlertState::Pending | AlertState::Firing),
         Some(before) => before == now || steps.iter().any(|step| before.on(*step) == Ok(now)),
