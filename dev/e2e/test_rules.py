@@ -12,7 +12,7 @@ devices = "machine"
 
 [[rule.test]]
 name = "two cold hours"
-readings = "0h1m 50 | 1h1m 50 | 2h1m 90 | 3h1m 90"
+readings = "1m 50 | 61m 50 | 121m 90 | 181m 90"
 expect = "2h firing | 3h resolved"
 """
 
