@@ -20,8 +20,9 @@ pub use alerts::{
 pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
 pub use rules::{RuleMark, RuleMeasure, RuleVersion, StoredRule};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+use sqlx::{
+    ConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
 pub use tokens::Token;
 pub use users::{Scope, User};
@@ -79,7 +80,9 @@ impl Registry {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(BUSY_TIMEOUT)
+            // A slow statement is no news that anybody needs in full.
+            .disable_statement_logging();
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new()

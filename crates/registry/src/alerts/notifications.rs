@@ -3,7 +3,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use dunlin_model::{AlertId, Severity, TenantId, Timestamp};
 use sqlx::AssertSqlSafe;
 
-use super::{Tx, fingerprint_of, list, places, take_turn, work::STATEMENT_ROWS_MAX};
+use super::{
+    Tx, fingerprint_of, list, places, take_turn,
+    work::{INSERT_ROWS_MAX, STATEMENT_ROWS_MAX},
+};
 use crate::{Registry, RegistryError};
 
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
@@ -117,7 +120,7 @@ pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) ->
         sqlx::query_as("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
     let mut queue = Queue::of(tx, new).await?;
     let mut to_send = 0;
-    for part in new.chunks(STATEMENT_ROWS_MAX) {
+    for part in new.chunks(INSERT_ROWS_MAX) {
         let sql = format!(
             "INSERT INTO notifications
                  (idempotency_key, tenant, fingerprint, since, channel, recipient, what, body, group_key, state,
@@ -125,7 +128,7 @@ pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) ->
              VALUES {} ON CONFLICT (idempotency_key) DO NOTHING",
             places(part.len(), 18)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
         for n in part {
             seq += 1;
             let (state, last_error) = match n.state {

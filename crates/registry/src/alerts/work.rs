@@ -9,8 +9,11 @@ use super::{
 };
 use crate::{Registry, RegistryError};
 
-/// Rows of one statement: below what SQLite and PostgreSQL take of parameters.
-pub(super) const STATEMENT_ROWS_MAX: usize = 500;
+/// Names in one question.
+pub(super) const STATEMENT_ROWS_MAX: usize = 200;
+/// Rows that one statement writes. SQLite looks parameters like `$1` up one by one, so the work grows with the square of
+/// their number; and statements of this size are prepared once.
+pub(super) const INSERT_ROWS_MAX: usize = 20;
 
 /// Firings that are looked at to find what flaps.
 const FIRINGS_MAX: usize = 20_000;
@@ -154,13 +157,14 @@ impl AlertWork {
         transitions: &[AlertTransition],
     ) -> Result<HashSet<TransitionId>, RegistryError> {
         let mut fresh = HashSet::new();
-        for part in transitions.chunks(STATEMENT_ROWS_MAX) {
+        for part in transitions.chunks(INSERT_ROWS_MAX) {
             let sql = format!(
                 "INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
                  VALUES {} ON CONFLICT (id) DO NOTHING RETURNING id",
                 places(part.len(), 7)
             );
-            let mut query = sqlx::query_as::<_, (String,)>(AssertSqlSafe(sql)).persistent(false);
+            let mut query =
+                sqlx::query_as::<_, (String,)>(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
             for t in part {
                 query = query
                     .bind(t.id.to_string())
@@ -283,7 +287,7 @@ impl AlertWork {
 
     /// Alerts as they are now.
     pub async fn put_alerts(&mut self, alerts: &[Alert]) -> Result<(), RegistryError> {
-        for part in alerts.chunks(STATEMENT_ROWS_MAX) {
+        for part in alerts.chunks(INSERT_ROWS_MAX) {
             let sql = format!(
                 "INSERT INTO alerts ({COLUMNS}, updated_at) VALUES {}
                  ON CONFLICT (tenant, fingerprint, since) DO UPDATE SET
@@ -293,7 +297,7 @@ impl AlertWork {
                      condition = excluded.condition, told = excluded.told, updated_at = excluded.updated_at",
                 places(part.len(), 17)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
             for a in part {
                 query = query
                     .bind(&a.tenant)
@@ -380,13 +384,13 @@ impl AlertWork {
     }
 
     pub async fn put_budgets(&mut self, budgets: &[(String, Timestamp)]) -> Result<(), RegistryError> {
-        for part in budgets.chunks(STATEMENT_ROWS_MAX) {
+        for part in budgets.chunks(INSERT_ROWS_MAX) {
             let sql = format!(
                 "INSERT INTO alert_budgets (name, paid_until) VALUES {}
                  ON CONFLICT (name) DO UPDATE SET paid_until = excluded.paid_until",
                 places(part.len(), 2)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
             for (name, at) in part {
                 query = query.bind(name).bind(at.as_micros());
             }
@@ -480,14 +484,14 @@ impl AlertWork {
         // The last of a name wins, and a statement may not meet a row twice.
         let by_id: HashMap<String, &Timer> = timers.iter().map(|t| (t.id(), t)).collect();
         let by_id: Vec<(String, &Timer)> = by_id.into_iter().collect();
-        for part in by_id.chunks(STATEMENT_ROWS_MAX) {
+        for part in by_id.chunks(INSERT_ROWS_MAX) {
             let sql = format!(
                 "INSERT INTO alert_timers (id, at, tenant, fingerprint, since, kind, step, waits_for, targets)
                  VALUES {} ON CONFLICT (id) DO UPDATE SET at = excluded.at, since = excluded.since,
                      step = excluded.step, waits_for = excluded.waits_for, targets = excluded.targets",
                 places(part.len(), 9)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
             for (id, t) in part {
                 let step = if let TimerKind::Step(step) = t.kind { i64::from(step) } else { 0 };
                 query = query
