@@ -7,6 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
 
+have_postgres() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || missing+=("$2"); }
 
 as_root() {
@@ -18,7 +19,7 @@ fail() {
   exit 1
 }
 
-# Tests start mosquitto themselves, on their own port: no service must start with its package. However this script
+# Tests start mosquitto and PostgreSQL themselves, on their own ports: no service must start with its package. However this script
 # ends, services start again with packages that others install.
 policy=/usr/sbin/policy-rc.d laid=
 lay_policy() {
@@ -107,10 +108,10 @@ case ${1-} in
     need mosquitto mosquitto
     need mosquitto_pub mosquitto-clients
     need haproxy haproxy
+    have_postgres || missing+=(postgresql-15)
     need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount
-    need openssl openssl
     need node nodejs
     need npm npm
     need python3 python3

@@ -104,7 +104,10 @@ impl Api {
     async fn with(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-        let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+        let registry =
+            Registry::open(&dunlin_registry::Config::file(&dir.path().join("registry.db")), clock.clone())
+                .await
+                .unwrap();
         let (default, other) = (TenantId::default_tenant(), "other".parse().unwrap());
         registry.add_tenant(&default).await.unwrap();
         registry.add_tenant(&other).await.unwrap();

@@ -1,9 +1,16 @@
 use dunlin_model::{AlertPhase, AlertTransition, Severity, TenantId, Timestamp};
 
-use crate::{Registry, RegistryError};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+};
 
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
+
+/// Whoever changes alerts, transitions or notifications has this lock: what is due, held or full is decided from what
+/// others wrote.
+const ALERTS_LOCK: &str = "alerts";
 
 /// Rows deleted in one transaction.
 const TRIM_STEP_ROWS: i64 = 1_000;
@@ -64,10 +71,10 @@ impl Registry {
     /// Where a consumer whose results live here has got to.
     pub async fn position(&self, consumer: &str, partition: u16) -> Result<Option<u64>, RegistryError> {
         let row: Option<(i64,)> =
-            sqlx::query_as("SELECT position FROM positions WHERE consumer = $1 AND partition = $2")
+            sql("SELECT position FROM positions WHERE consumer = $1 AND partition = $2")
                 .bind(consumer)
                 .bind(i64::from(partition))
-                .fetch_optional(&self.readers)
+                .fetch_optional(self.database.reader())
                 .await?;
         Ok(row.map(|(position,)| position as u64))
     }
@@ -87,7 +94,8 @@ impl Registry {
     ) -> Result<AppliedAlerts, RegistryError> {
         let now = self.clock.now().as_micros();
         let mut applied = AppliedAlerts::default();
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
+        tx.lock(ALERTS_LOCK).await?;
         for transition in transitions {
             if !remember(&mut tx, transition, now).await? {
                 continue;
@@ -101,14 +109,12 @@ impl Registry {
                 }
             }
         }
-        sqlx::query(
-            "INSERT INTO positions (consumer, partition, position) VALUES ($1, $2, $3)
-             ON CONFLICT (consumer, partition) DO UPDATE SET position = excluded.position",
-        )
+        sql("INSERT INTO positions (consumer, partition, position) VALUES ($1, $2, $3)
+             ON CONFLICT (consumer, partition) DO UPDATE SET position = excluded.position")
         .bind(consumer)
         .bind(i64::from(partition))
         .bind(next as i64)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(applied)
@@ -116,7 +122,7 @@ impl Registry {
 
     /// The newest episodes first.
     pub async fn alerts(&self, tenant: &TenantId, filter: AlertFilter) -> Result<Vec<Alert>, RegistryError> {
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<Row> = sql(
             "SELECT fingerprint, rule, device, severity, phase, since, fired_at, resolved_at, value, condition
              FROM alerts WHERE tenant = $1 AND ($2 IS NULL OR phase = $2)
              ORDER BY since DESC, fingerprint LIMIT $3",
@@ -124,17 +130,16 @@ impl Registry {
         .bind(tenant.as_str())
         .bind(filter.phase.map(phase_name))
         .bind(i64::from(filter.limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         rows.into_iter().map(alert_of).collect()
     }
 
     pub async fn alerts_firing(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
-        let (count,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM alerts WHERE tenant = $1 AND phase = 'firing'")
-                .bind(tenant.as_str())
-                .fetch_one(&self.readers)
-                .await?;
+        let (count,): (i64,) = sql("SELECT COUNT(*) FROM alerts WHERE tenant = $1 AND phase = 'firing'")
+            .bind(tenant.as_str())
+            .fetch_one(self.database.reader())
+            .await?;
         Ok(count as u64)
     }
 
@@ -145,15 +150,14 @@ impl Registry {
         channel: &str,
         limit: u32,
     ) -> Result<Vec<Notification>, RegistryError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
-            "SELECT idempotency_key, body, attempts FROM notifications
-             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at, created_seq LIMIT $3",
-        )
-        .bind(channel)
-        .bind(self.clock.now().as_micros())
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?;
+        let rows: Vec<(String, String, i64)> =
+            sql("SELECT idempotency_key, body, attempts FROM notifications
+             WHERE channel = $1 AND state = 'due' AND next_at <= $2 ORDER BY next_at, created_seq LIMIT $3")
+            .bind(channel)
+            .bind(self.clock.now().as_micros())
+            .bind(i64::from(limit))
+            .fetch_all(self.database.reader())
+            .await?;
         let all = rows.into_iter().map(|(idempotency_key, body, attempts)| Notification {
             idempotency_key,
             channel: channel.to_owned(),
@@ -166,21 +170,20 @@ impl Registry {
     /// When the next notification of a channel is due; `None` if none waits.
     pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
         let (next_at,): (Option<i64>,) =
-            sqlx::query_as("SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state = 'due'")
+            sql("SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state = 'due'")
                 .bind(channel)
-                .fetch_one(&self.readers)
+                .fetch_one(self.database.reader())
                 .await?;
         Ok(next_at.map(Timestamp::from_micros))
     }
 
     pub async fn notification_sent(&self, idempotency_key: &str) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL
-             WHERE idempotency_key = $1",
-        )
+        let mut tx = self.database.begin().await?;
+        tx.lock(ALERTS_LOCK).await?;
+        sql("UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL
+             WHERE idempotency_key = $1")
         .bind(idempotency_key)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
         tx.commit().await?;
@@ -194,16 +197,15 @@ impl Registry {
         error: &str,
         retry_at: Option<Timestamp>,
     ) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
-             WHERE idempotency_key = $1",
-        )
+        let mut tx = self.database.begin().await?;
+        tx.lock(ALERTS_LOCK).await?;
+        sql("UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
+             WHERE idempotency_key = $1")
         .bind(idempotency_key)
         .bind(if retry_at.is_some() { "due" } else { "dead" })
         .bind(error)
         .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
         tx.commit().await?;
@@ -249,12 +251,10 @@ impl Registry {
     ) -> Result<u64, RegistryError> {
         let mut deleted = 0;
         loop {
-            let step = sqlx::query(statement)
-                .bind(before.as_micros())
-                .bind(TRIM_STEP_ROWS)
-                .execute(&self.writer)
-                .await?
-                .rows_affected();
+            let mut tx = self.database.begin().await?;
+            tx.lock(ALERTS_LOCK).await?;
+            let step = sql(statement).bind(before.as_micros()).bind(TRIM_STEP_ROWS).execute(&mut tx).await?;
+            tx.commit().await?;
             deleted += step;
             if step < TRIM_STEP_ROWS as u64 {
                 return Ok(deleted);
@@ -263,32 +263,27 @@ impl Registry {
     }
 }
 
-type Tx = sqlx::SqliteConnection;
-
 /// False if the transition was acted on before.
-async fn remember(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let inserted = sqlx::query(
-        "INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(t.id.to_string())
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .bind(phase_name(t.phase))
-    .bind(t.at.as_micros())
-    .bind(t.value)
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected() > 0)
+async fn remember(tx: &mut Transaction, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
+    let inserted =
+        sql("INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING")
+        .bind(t.id.to_string())
+        .bind(&t.tenant)
+        .bind(t.fingerprint.to_string())
+        .bind(phase_name(t.phase))
+        .bind(t.at.as_micros())
+        .bind(t.value)
+        .bind(now)
+        .execute(tx)
+        .await?;
+    Ok(inserted > 0)
 }
 
 /// Moves the alert to the transition's phase; true if people are told.
-async fn move_alert(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let open: Option<(i64, String)> = sqlx::query_as(
-        "SELECT since, phase FROM alerts
-         WHERE tenant = $1 AND fingerprint = $2 AND phase IN ('pending', 'firing')",
-    )
+async fn move_alert(tx: &mut Transaction, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
+    let open: Option<(i64, String)> = sql("SELECT since, phase FROM alerts
+         WHERE tenant = $1 AND fingerprint = $2 AND phase IN ('pending', 'firing')")
     .bind(&t.tenant)
     .bind(t.fingerprint.to_string())
     .fetch_optional(&mut *tx)
@@ -308,37 +303,39 @@ async fn move_alert(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, 
 }
 
 /// Opens an episode. False if there was one that began then.
-async fn begin(tx: &mut Tx, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
-    let inserted = sqlx::query(
-        "INSERT INTO alerts (tenant, fingerprint, since, rule, device, severity, phase, fired_at, value,
+async fn begin(tx: &mut Transaction, t: &AlertTransition, now: i64) -> Result<bool, RegistryError> {
+    let inserted =
+        sql("INSERT INTO alerts (tenant, fingerprint, since, rule, device, severity, phase, fired_at, value,
                              condition, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-         ON CONFLICT (tenant, fingerprint, since) DO NOTHING",
-    )
-    .bind(&t.tenant)
-    .bind(t.fingerprint.to_string())
-    .bind(t.since.as_micros())
-    .bind(&t.rule)
-    .bind(&t.device)
-    .bind(severity_name(t.severity))
-    .bind(phase_name(t.phase))
-    .bind((t.phase == AlertPhase::Firing).then_some(t.at.as_micros()))
-    .bind(t.value)
-    .bind(&t.condition)
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected() > 0)
+         ON CONFLICT (tenant, fingerprint, since) DO NOTHING")
+        .bind(&t.tenant)
+        .bind(t.fingerprint.to_string())
+        .bind(t.since.as_micros())
+        .bind(&t.rule)
+        .bind(&t.device)
+        .bind(severity_name(t.severity))
+        .bind(phase_name(t.phase))
+        .bind((t.phase == AlertPhase::Firing).then_some(t.at.as_micros()))
+        .bind(t.value)
+        .bind(&t.condition)
+        .bind(now)
+        .execute(tx)
+        .await?;
+    Ok(inserted > 0)
 }
 
 /// Takes the open episode, which began at `since`, further.
-async fn advance(tx: &mut Tx, t: &AlertTransition, since: i64, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE alerts SET phase = $4, value = $5, updated_at = $6,
+async fn advance(
+    tx: &mut Transaction,
+    t: &AlertTransition,
+    since: i64,
+    now: i64,
+) -> Result<(), RegistryError> {
+    sql("UPDATE alerts SET phase = $4, value = $5, updated_at = $6,
              fired_at = CASE WHEN $4 = 'firing' THEN $7 ELSE fired_at END,
              resolved_at = CASE WHEN $4 IN ('resolved', 'cancelled') THEN $7 ELSE resolved_at END
-         WHERE tenant = $1 AND fingerprint = $2 AND since = $3",
-    )
+         WHERE tenant = $1 AND fingerprint = $2 AND since = $3")
     .bind(&t.tenant)
     .bind(t.fingerprint.to_string())
     .bind(since)
@@ -352,13 +349,13 @@ async fn advance(tx: &mut Tx, t: &AlertTransition, since: i64, now: i64) -> Resu
 }
 
 async fn queue(
-    tx: &mut Tx,
+    tx: &mut Transaction,
     t: &AlertTransition,
     channel: &str,
     body: &str,
     now: i64,
 ) -> Result<u64, RegistryError> {
-    let inserted = sqlx::query(
+    let inserted = sql(
         "INSERT INTO notifications
              (idempotency_key, channel, fingerprint, body, state, attempts, next_at, last_error, created_at, created_seq)
          SELECT $1, $2, $6, $3,
@@ -380,20 +377,18 @@ async fn queue(
     .bind(t.fingerprint.to_string())
     .execute(tx)
     .await?;
-    Ok(inserted.rows_affected())
+    Ok(inserted)
 }
 
 /// The oldest that its alert still has to tell the channel of `idempotency_key` becomes due, if it is held.
-async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE notifications SET state = 'due', next_at = $2
+async fn release_next(tx: &mut Transaction, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
+    sql("UPDATE notifications SET state = 'due', next_at = $2
          WHERE state = 'held' AND idempotency_key = (
              SELECT waiting.idempotency_key FROM notifications AS done
              JOIN notifications AS waiting
                ON waiting.channel = done.channel AND waiting.fingerprint = done.fingerprint
              WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
-             ORDER BY waiting.created_seq LIMIT 1)",
-    )
+             ORDER BY waiting.created_seq LIMIT 1)")
     .bind(idempotency_key)
     .bind(now)
     .execute(tx)

@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) rules: PathBuf,
     pub(crate) gateway: dunlin_gateway::Config,
     pub(crate) journal: dunlin_journal_disk::Config,
+    /// Tenants, devices, credentials and alerts: a file, or PostgreSQL.
+    pub(crate) registry: dunlin_registry::Config,
     pub(crate) tsdb: dunlin_tsdb_parquet::Config,
     /// How copies of messages are recognised, by the store and by the rules.
     pub(crate) copies: dunlin_pipeline::RecentIdsLimits,
@@ -64,6 +66,7 @@ impl Default for Config {
             rules: "rules".into(),
             gateway: Default::default(),
             journal: Default::default(),
+            registry: Default::default(),
             tsdb: Default::default(),
             copies: Default::default(),
             store: Default::default(),
@@ -99,6 +102,7 @@ impl Config {
         let invalid = |error: &dyn std::error::Error| Failure::Invalid(dunlin_model::chain(error));
         self.gateway.check().map_err(|e| invalid(&e))?;
         self.journal.check().map_err(|e| invalid(&e))?;
+        self.registry.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
         bounds::check(self)?;
         for (name, address) in
@@ -127,6 +131,7 @@ impl Config {
             ca.file = self.data.join(&ca.file);
             ca.crl = ca.crl.take().map(|crl| self.data.join(crl));
         }
+        self.registry = self.registry.located(&self.data);
         (self.store.copies, self.pipeline.limits.copies) = (self.copies, self.copies);
         self
     }
@@ -175,6 +180,8 @@ mod tests {
             ("gateway.time", "future_tolerance_seconds", huge),
             ("gateway", "connections_max", huge),
             ("journal", "retention_seconds", huge),
+            ("registry", "connections_max", 0),
+            ("registry", "answer_millis_max", huge),
             ("tsdb", "flush_after_seconds", huge),
             ("tsdb", "flush_after_seconds", 0),
             ("tsdb", "retention_seconds", huge),

@@ -25,7 +25,10 @@ fn firing(device: &str) -> AlertTransition {
 async fn a_dispatcher_ends_while_a_receiver_holds_it_up() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+    let registry =
+        Registry::open(&dunlin_registry::Config::file(&dir.path().join("registry.db")), clock.clone())
+            .await
+            .unwrap();
     let due: Vec<_> = ["a", "b", "c"].map(firing).into();
     registry.apply_alerts("alerting", 0, &due, 3, &["hook".to_owned()], body).await.unwrap();
 

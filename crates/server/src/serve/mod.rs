@@ -7,6 +7,7 @@ mod http; // one of the doors
 mod inflow; // the rules' question "what is still to come?"
 mod ledger; // the account of every message
 mod platform; // what the console shows
+mod registry_watch; // whether the registry answers
 mod running; // start and stop
 
 use std::net::{TcpListener, ToSocketAddrs};

@@ -25,6 +25,7 @@ use super::{
     inflow::GatewayInflow,
     ledger::Ledger,
     platform::ServerPlatform,
+    registry_watch::RegistryWatch,
 };
 use crate::{config::Config, exit::Failure};
 
@@ -72,6 +73,7 @@ impl Running {
         let journal: Arc<dyn Journal> = stores.journal.clone();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
+        let registry_watch = RegistryWatch::start(registry.clone(), &mut metrics);
         let tenants = registry.tenants().await?;
         let ledger = Ledger::open(&config.data, &*stores.journal, &*stores.tsdb, &tenants)?;
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
@@ -126,6 +128,7 @@ impl Running {
             rejected: rejected.view(),
             gateway: gateway.view(),
             access: gateway.access(),
+            registry: registry_watch,
             ledger,
             metrics: Mutex::new(metrics),
         });
@@ -231,7 +234,7 @@ impl Stores {
             .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
         let journal = DiskJournal::open(config.journal.clone(), clock.clone(), metrics)?;
         let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
-        let registry = Registry::open(&config.data.join("registry.db"), clock.clone()).await?;
+        let registry = Registry::open(&config.registry, clock.clone()).await?;
         Ok(Self { journal, tsdb, registry })
     }
 
