@@ -111,7 +111,6 @@ case ${1-} in
     need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount
-    need openssl openssl
     need node nodejs
     need npm npm
     need python3 python3
