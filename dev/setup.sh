@@ -3,6 +3,7 @@
 #   setup.sh build   what building needs
 #   setup.sh test    that, and what the tests need; prints nothing but where the test tools are
 #   setup.sh fuzz    what building needs, and cargo-fuzz; prints nothing but the directory it is in
+#   setup.sh kafka   what a Kafka broker needs; prints where its jars are
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
@@ -94,10 +95,34 @@ node_modules() {
   echo "$dir"
 }
 
+# Apache Kafka's own jars and what they need, from Maven Central.
+kafka_jars() {
+  local dir=$cache/kafka-$(sha256sum "$here/services/kafka/pom.xml" | cut -c1-16)
+  if [ ! -d "$dir" ]; then
+    mkdir -p "$cache"
+    # Tests that start at the same time fetch each into a place of their own.
+    local new
+    new=$(mktemp -d "$dir.XXXX")
+    mvn -B -q -f "$here/services/kafka/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+      -DoutputDirectory="$new" >&2
+    mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
+  fi
+  echo "$dir"
+}
+
+need_kafka() {
+  need openssl openssl
+  need java default-jre-headless
+  need mvn maven
+}
+
 missing=()
 need cc build-essential
 need curl curl
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+# librdkafka is built with these.
+need pkg-config pkg-config
+[ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
 case ${1-} in
   build)
     install_missing
@@ -113,12 +138,14 @@ case ${1-} in
     need losetup mount
     need node nodejs
     need npm npm
+    need_kafka
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     install_missing
     rust
     rust_lints
     mkdir -p "$cache"
+    kafka_jars >/dev/null
     echo "DUNLIN_TEST_VENV=$(venv)"
     echo "DUNLIN_TEST_NODE=$(node_modules)"
     ;;
@@ -129,8 +156,13 @@ case ${1-} in
     mkdir -p "$cache"
     cargo_fuzz
     ;;
+  kafka)
+    need_kafka
+    install_missing
+    kafka_jars
+    ;;
   *)
-    sed -n '2,5s/^# *//p' "$0" >&2
+    sed -n '2,6s/^# *//p' "$0" >&2
     exit 2
     ;;
 esac

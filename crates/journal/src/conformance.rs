@@ -33,6 +33,9 @@ macro_rules! journal_conformance_tests {
             appends_of_many_tasks_each_get_offsets_of_their_own
             a_reader_starts_in_the_middle_of_a_batch
             a_read_is_about_as_large_as_asked
+            records_of_a_batch_stand_together
+            readers_at_different_places_do_not_disturb_each_other
+            what_there_is_no_room_for_waits_and_keeps_its_order
             partitions_do_not_mix
             an_empty_batch_takes_no_offset
             large_and_tiny_batches_come_back_as_they_were
@@ -154,10 +157,84 @@ pub async fn a_read_is_about_as_large_as_asked(lab: &impl Lab) {
     for n in 0..20 {
         journal.append(T0, numbered(n * 10, 10)).await.unwrap();
     }
-    let one = journal.read(T0, Offset::ZERO, 1).await.unwrap();
-    assert_eq!(one.iter().map(Entries::len).sum::<u32>(), 10, "at least one batch, and no more than asked");
-    let some = journal.read(T0, Offset::ZERO, one[0].size_bytes() * 5).await.unwrap();
-    assert!(some.len() > 1 && some.len() < 20, "{} batches", some.len());
+    let records = |read: Vec<Entries>| read.iter().map(Entries::len).sum::<u32>();
+    let one = records(journal.read(T0, Offset::ZERO, 1).await.unwrap());
+    assert!((1..=10).contains(&one), "{one}: something, and no more than the batch where it starts");
+    let batch_bytes = numbered(100, 10).size_bytes();
+    let some = records(journal.read(T0, Offset::ZERO, batch_bytes * 5).await.unwrap());
+    assert!((20..=70).contains(&some), "{some}: about five batches");
+}
+
+pub async fn records_of_a_batch_stand_together(lab: &impl Lab) {
+    let journal = lab.open().await;
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let journal = Arc::clone(&journal);
+            tokio::spawn(async move {
+                let mut mine = Vec::new();
+                for n in 0..10 {
+                    let texts: Vec<String> = (0..30).map(|i| format!("{task}/{n}/{i}")).collect();
+                    let appended = journal.append(T0, batch(texts.iter().map(String::as_str))).await.unwrap();
+                    assert_eq!(appended.records, 30);
+                    mine.push((appended.first, texts));
+                }
+                mine
+            })
+        })
+        .collect();
+    let mut acked = Vec::new();
+    for task in tasks {
+        acked.extend(task.await.unwrap());
+    }
+    let stored = texts(&journal, T0, Offset::ZERO).await;
+    assert_eq!(stored.len(), 2400);
+    for (first, texts) in acked {
+        assert_eq!(stored[first.0 as usize..][..30], texts);
+    }
+}
+
+pub async fn readers_at_different_places_do_not_disturb_each_other(lab: &impl Lab) {
+    let journal = lab.open().await;
+    for n in 0..40 {
+        journal.append(T0, numbered(n * 25, 25)).await.unwrap();
+        journal.append(T1, numbered(n * 25, 25)).await.unwrap();
+    }
+    let readers: Vec<_> = [(T0, 0, 100), (T0, 333, 700), (T1, 0, 5_000), (T0, 999, 10), (T1, 500, 1)]
+        .into_iter()
+        .map(|(at, from, bytes_max)| {
+            let journal = Arc::clone(&journal);
+            tokio::spawn(async move {
+                let mut next = Offset(from);
+                while next < Offset(1000) {
+                    let read = journal.read(at, next, bytes_max).await.unwrap();
+                    assert_eq!(read[0].first(), next);
+                    for entry in read.iter().flat_map(Entries::iter) {
+                        assert_eq!((entry.offset, entry.bytes), (next, next.0.to_string().as_bytes()));
+                        next = next.after(1);
+                    }
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+pub async fn what_there_is_no_room_for_waits_and_keeps_its_order(lab: &impl Lab) {
+    let journal = lab.open().await;
+    let text = |n: usize| format!("{n:05}{}", "x".repeat(20_000));
+    let all: Vec<String> = (0..200).map(text).collect();
+    let appends: Vec<_> = all
+        .iter()
+        .enumerate()
+        .map(|(n, text)| journal.append(if n % 3 == 0 { T1 } else { T0 }, batch([text.as_str()])))
+        .collect();
+    future::try_join_all(appends).await.unwrap();
+    for at in [T0, T1] {
+        let mine = all.iter().enumerate().filter(|(n, _)| (n % 3 == 0) == (at == T1)).map(|(_, text)| text);
+        assert!(texts(&journal, at, Offset::ZERO).await.iter().eq(mine), "{at}");
+    }
 }
 
 pub async fn partitions_do_not_mix(lab: &impl Lab) {

@@ -8,8 +8,12 @@ use tokio::sync::watch;
 /// An ordered, durable, partitioned log.
 ///
 /// - A batch is durable once `append` returns its offset, and every later reader reads it.
-/// - Within a partition, offsets follow the order of the `append` calls, count records one by one, and have no gaps.
-/// - A batch is read whole or not at all; a reader never sees a record that is not durable.
+/// - Within a partition, offsets follow the order of the `append` calls, count records one by one, and have no gaps. The
+///   records of a batch stand together, unless other processes append to the partition as well: then theirs may stand
+///   between.
+/// - A reader never sees a record that is not durable. A batch is no transaction: a journal that is somewhere else may
+///   show its first records before `append` has returned, and after an error some of them may be there without the
+///   others. Whoever needs a message whole recognises its records one by one when it is sent again.
 /// - After an error from `append` the batch may or may not be in the log (the outcome is unknown);
 ///   unless the error is `Full` or `TooLarge`: then it is not.
 /// - Records older than the retention may be gone; a reader learns it as `ReadError::Gone`. Retention never

@@ -142,6 +142,20 @@ pub fn decode(datum: &[u8]) -> Result<Record<'_>, NotARecord> {
     }
 }
 
+/// Tenant and device, which stand first in a `Record`, an `Event` and a `Rejected`, without reading on.
+pub fn owner(datum: &[u8]) -> Option<(&str, &str)> {
+    let mut rest = Rest(datum);
+    Some((rest.text().ok()?, rest.text().ok()?))
+}
+
+/// Tenant and device of an `AlertTransition`, which stand behind its id and fingerprint.
+pub fn owner_of_alert(datum: &[u8]) -> Option<(&str, &str)> {
+    let mut rest = Rest(datum);
+    rest.long().ok()?;
+    rest.long().ok()?;
+    owner(rest.0)
+}
+
 fn not(reason: impl Into<String>) -> NotARecord {
     NotARecord { reason: reason.into() }
 }

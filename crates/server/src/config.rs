@@ -1,10 +1,13 @@
 mod bounds; // of every number
+mod journal; // which one
 
 use std::path::{Path, PathBuf};
 
 use dunlin_gateway::{ClientCertificates, Tls, TlsConfig};
 use dunlin_model::Clock;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use journal::JournalChoice;
 
 use crate::{
     cli::{DATA_DEFAULT, HTTP_DEFAULT, MQTT_DEFAULT, ServeArgs},
@@ -30,7 +33,8 @@ pub(crate) struct Config {
     /// Directory of rule files, `*.toml`.
     pub(crate) rules: PathBuf,
     pub(crate) gateway: dunlin_gateway::Config,
-    pub(crate) journal: dunlin_journal_disk::Config,
+    /// Where records are durable: `kind` is `disk` or `kafka`, and the rest is that one's.
+    pub(crate) journal: JournalChoice,
     pub(crate) tsdb: dunlin_tsdb_parquet::Config,
     /// How copies of messages are recognised, by the store and by the rules.
     pub(crate) copies: dunlin_pipeline::RecentIdsLimits,
@@ -98,7 +102,10 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let invalid = |error: &dyn std::error::Error| Failure::Invalid(dunlin_model::chain(error));
         self.gateway.check().map_err(|e| invalid(&e))?;
-        self.journal.check().map_err(|e| invalid(&e))?;
+        match &self.journal {
+            JournalChoice::Disk(config) => config.check().map_err(|e| invalid(&e))?,
+            JournalChoice::Kafka(config) => config.check().map_err(|e| invalid(&e))?,
+        }
         self.alerting.check().map_err(|e| invalid(&e))?;
         bounds::check(self)?;
         for (name, address) in
@@ -117,7 +124,7 @@ impl Config {
     /// The configuration with its directories where they are in the file system, and what parts share in each.
     pub(crate) fn located(mut self) -> Self {
         self.rules = self.data.join(self.rules);
-        self.journal.dir = self.data.join(self.journal.dir);
+        self.journal = self.journal.located(&self.data);
         self.tsdb.dir = self.data.join(self.tsdb.dir);
         if !self.tls.certificate.as_os_str().is_empty() {
             self.tls.certificate = self.data.join(self.tls.certificate);
@@ -160,6 +167,26 @@ mod tests {
         let printed = Config::default().to_toml().unwrap();
         let read: Config = toml::from_str(&printed).unwrap();
         assert_eq!(read.to_toml().unwrap(), printed);
+    }
+
+    #[test]
+    fn the_journal_is_on_disk_unless_it_is_said() {
+        let read = |text: &str| toml::from_str::<Config>(text);
+        let disk = read("[journal]\nsegment_bytes = 1048576\n").unwrap().journal;
+        assert!(matches!(disk, JournalChoice::Disk(config) if config.segment_bytes == 1 << 20));
+        let kafka = read("[journal]\nkind = \"kafka\"\nbrokers = \"a:1,b:2\"\n").unwrap();
+        assert!(matches!(&kafka.journal, JournalChoice::Kafka(config) if config.brokers == "a:1,b:2"));
+        let printed = kafka.to_toml().unwrap();
+        assert_eq!(read(&printed).unwrap().to_toml().unwrap(), printed);
+
+        let said = |text: &str| read(text).unwrap_err().to_string();
+        assert!(said("[journal]\nkind = \"tape\"\n").contains("disk or kafka"));
+        // What belongs to the other.
+        let error = said("[journal]\nkind = \"kafka\"\nsegment_bytes = 1048576\n");
+        assert!(error.contains("segment_bytes"), "{error}");
+        let config = read("[journal]\nkind = \"kafka\"\nmin_insync_replicas = 4\n").unwrap();
+        let error = config.check().unwrap_err().to_string();
+        assert_eq!(error, "journal.min_insync_replicas must be from 1 to 3, not 4");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use dunlin_alerting::ChannelConfig;
 
-use super::Config;
+use super::{Config, JournalChoice};
 use crate::exit::Failure;
 
 const HOUR: u64 = 3_600;
@@ -35,9 +35,6 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("tls.renewal.check_seconds", config.tls.renewal.check_seconds.into(), 1, DAY),
         ("tls.renewal.warn_days", config.tls.renewal.warn_days.into(), 0, 10_000),
         ("gateway.time.future_tolerance_seconds", gateway.time.future_tolerance_seconds, 0, 100 * YEAR),
-
-        ("journal.tail_cache_bytes", journal.tail_cache_bytes as u64, 0, TIB),
-        ("journal.retention_seconds", journal.retention_seconds, 1, 1_000 * YEAR),
 
         ("tsdb.retention_seconds", retention, 1, 1_000 * YEAR),
         ("tsdb.memtable_bytes_max", tsdb.memtable_bytes_max as u64, 64 * KIB, TIB),
@@ -86,6 +83,11 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
     ];
     for (name, found, least, most) in bounds {
         within(name, found, least, most)?;
+    }
+    // The one on Kafka knows its own.
+    if let JournalChoice::Disk(journal) = journal {
+        within("journal.tail_cache_bytes", journal.tail_cache_bytes as u64, 0, TIB)?;
+        within("journal.retention_seconds", journal.retention_seconds, 1, 1_000 * YEAR)?;
     }
     for (name, nice) in [("store.nice", store.nice), ("pipeline.nice", pipeline.nice)] {
         if !(0..=NICE_MAX).contains(&nice) {

@@ -5,6 +5,7 @@ mod ending; // that a stop has an end
 mod first_start; // what a new data directory is given
 mod http; // one of the doors
 mod inflow; // the rules' question "what is still to come?"
+mod journal; // the one that was chosen
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod publisher; // alerting's way into publish and subscribe

@@ -8,7 +8,6 @@ use dunlin_alerting::Alerting;
 use dunlin_console::Console;
 use dunlin_gateway::{Door, Gateway, Tls};
 use dunlin_journal::Journal;
-use dunlin_journal_disk::DiskJournal;
 use dunlin_model::{Clock, chain};
 use dunlin_pipeline::{Pipeline, RejectedCounter, StoreWriter};
 use dunlin_registry::Registry;
@@ -22,6 +21,7 @@ use super::{
     first_start,
     http::{self, Handshake, Http},
     inflow::GatewayInflow,
+    journal::ChosenJournal,
     ledger::Ledger,
     platform::ServerPlatform,
     publisher::GatewayPublisher,
@@ -38,7 +38,7 @@ pub(crate) struct Doors {
 
 /// What keeps the data.
 struct Stores {
-    journal: Arc<DiskJournal>,
+    journal: ChosenJournal,
     tsdb: Arc<ParquetTsdb>,
     registry: Registry,
 }
@@ -71,11 +71,11 @@ impl Running {
             Ok(rules) if rules.is_empty() => rules::load(&config.rules)?, // The first start writes an example.
             rules => rules?,
         };
-        let journal: Arc<dyn Journal> = stores.journal.clone();
+        let journal: Arc<dyn Journal> = stores.journal.handle();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
         let tenants = registry.tenants().await?;
-        let ledger = Ledger::open(&config.data, &*stores.journal, &*stores.tsdb, &tenants)?;
+        let ledger = Ledger::open(&config.data, &*journal, &*stores.tsdb, &tenants)?;
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
         let writer = StoreWriter::start(
             config.store.clone(),
@@ -245,7 +245,7 @@ impl Stores {
     async fn open(config: &Config, clock: &Clock, metrics: &mut Metrics) -> Result<Self, Failure> {
         first_start::make_data_directory(&config.data)
             .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
-        let journal = DiskJournal::open(config.journal.clone(), clock.clone(), metrics)?;
+        let journal = ChosenJournal::open(&config.journal, clock, metrics)?;
         let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
         let registry = Registry::open(&config.data.join("registry.db"), clock.clone()).await?;
         Ok(Self { journal, tsdb, registry })
@@ -253,7 +253,7 @@ impl Stores {
 
     async fn close(self, ending: Ending) -> Result<(), Failure> {
         let flushed = ending.of("flush", FLUSHED_BY, self.tsdb.close()).await;
-        let journal = ending.of("journal", STOPPED_BY, self.journal.close()).await;
+        let journal = ending.of("journal", STOPPED_BY, self.journal.handle().close()).await;
         ending.of("registry", STOPPED_BY, self.registry.close()).await;
         if flushed.is_none() || journal.is_none() {
             // Dropped, they would wait for their threads, and those for the disk.

@@ -1,0 +1,4 @@
+mod conformance;
+mod records;
+mod secure;
+mod support;
