@@ -10,7 +10,7 @@ import fastavro
 import paho.mqtt.client as paho
 import pytest
 from kafka_under_test import Kafka
-from platform_under_test import REPOSITORY, SEED, Load, add_devices, check_nothing_lost, until
+from platform_under_test import REPOSITORY, SEED, STOP_SECONDS, Load, add_devices, check_nothing_lost, until
 
 SCHEMAS = REPOSITORY / "crates" / "model" / "src"
 
@@ -105,8 +105,8 @@ def test_kill_9_on_kafka(kafkas, platforms, prefix, tmp_path, loads):
     assert report["reconnects"] >= 1 and report["unknown"] == 0, report
     check_nothing_lost(platform, tmp_path, [load.record])
     # And once more from the journal alone.
-    code, _ = platform.stop()
-    assert code == 0, platform.log()[-2000:]
+    code, seconds = platform.stop()
+    assert code == 0 and seconds < STOP_SECONDS / 2, (seconds, platform.log()[-2000:])
     platform.start()
     check_nothing_lost(platform, tmp_path, [load.record])
 

@@ -96,6 +96,8 @@ impl KafkaJournal {
         let (timeout, brokers) = (config.request_timeout(), config.brokers.clone());
         let readers = format!("{}journal", config.prefix);
         let asker = client::consumer(&client, &readers).map_err(failed("make a consumer"))?;
+        // With connections of its own: a question waits behind the fetches of the one that asks it.
+        let follower = client::consumer(&client, &readers).map_err(failed("make a consumer"))?;
         let admin = AdminClient::from_config_and_context(&client, DefaultClientContext)
             .map_err(failed("make an admin client"))?;
 
@@ -163,8 +165,8 @@ impl KafkaJournal {
             move |stop| appender.run(make, first, stop)
         })?;
         threads.spawn("journal-tail", {
-            let (tail, asker) = (tail.clone(), asker.clone());
-            move |stop| tail.run(&asker, stop)
+            let tail = tail.clone();
+            move |stop| tail.run(&follower, stop)
         })?;
         threads.spawn("journal-watch", {
             let watch = watch.clone();

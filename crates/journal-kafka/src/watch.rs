@@ -48,13 +48,13 @@ impl Watch {
     /// Until it is told to stop, or the journal was closed and everything is done. Then the last positions are saved.
     pub(crate) fn run(&self, asker: &Consumer, stop: &AtomicBool) {
         let (mut oldest_looked, mut trimmed) = (Instant::now(), Instant::now());
-        let is_over = || stop.load(Ordering::Acquire) || self.appender.is_closed();
+        let is_over = &|| stop.load(Ordering::Acquire) || self.appender.is_closed();
         while !is_over() {
             self.look(asker);
             self.save();
             if oldest_looked.elapsed() >= OLDEST_EVERY {
                 oldest_looked = Instant::now();
-                self.find_oldest(asker);
+                self.find_oldest(asker, is_over);
                 self.cold.forget_idle();
             }
             if trimmed.elapsed() >= TRIM_EVERY {
@@ -134,8 +134,8 @@ impl Watch {
         self.metrics.writable.set(i64::from(self.health() == Health::Writable));
     }
 
-    fn find_oldest(&self, asker: &Consumer) {
-        for place in self.places.row() {
+    fn find_oldest(&self, asker: &Consumer, is_over: impl Fn() -> bool) {
+        for place in self.places.row().iter().take_while(|_| !is_over()) {
             match asker.fetch_watermarks(&place.topic, place.partition(), self.timeout) {
                 Ok((low, _)) => place.starts_at(Offset(low.max(0) as u64)),
                 Err(_) => return, // `look` says it.
