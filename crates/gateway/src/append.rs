@@ -12,14 +12,14 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bumpalo::Bump;
 use dunlin_journal::{AppendError, Appended, Batch, Journal, Partition, Topic};
 use dunlin_model::{Clock, Slot, TimePolicy, Timestamp};
 use futures::future::BoxFuture;
-use ntex::{channel::condition::Condition, task::LocalWaker};
+use ntex::{channel::condition::Condition, task::LocalWaker, time::sleep};
 use smallvec::SmallVec;
 
 use crate::{
@@ -37,6 +37,8 @@ use crate::{
 pub(crate) const BATCH_BYTES_TARGET: usize = 1 << 20;
 /// Appends of one worker that may be under way in one partition: one that is being written, one that waits for it.
 const LANE_APPENDS_MAX: usize = 2;
+/// How long a record that nobody waits for may wait for others: alone it would cost a sync of its own.
+const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
 /// What the arena of escaped strings may keep between messages.
 const ARENA_BYTES_KEPT_MAX: usize = 64 << 10;
 
@@ -62,11 +64,16 @@ pub(crate) struct Appender {
     handed: Condition<()>,
     flush_wanted: Cell<bool>,
     flusher: LocalWaker,
+    /// Somebody sees to it that `all_due` comes.
+    unhurried: Cell<bool>,
+    all_due: Cell<bool>,
 }
 
 struct LaneState {
     at: Partition,
     open: Open,
+    /// `open` holds something to be handed over at the end of the turn.
+    due: bool,
     closed: VecDeque<Open>,
     appends: usize,
     /// Batches that were handed to the journal since the start.
@@ -126,7 +133,7 @@ impl Appender {
         let lanes = TOPICS
             .into_iter()
             .flat_map(|topic| (0..journal.partitions(topic)).map(move |index| Partition::new(topic, index)))
-            .map(|at| LaneState { at, open: Open::default(), closed: VecDeque::new(), appends: 0, handed: 0 })
+            .map(|at| LaneState::new(at))
             .collect();
         Self {
             journal,
@@ -146,6 +153,8 @@ impl Appender {
             handed: Condition::new(),
             flush_wanted: Cell::new(false),
             flusher: LocalWaker::new(),
+            unhurried: Cell::new(false),
+            all_due: Cell::new(false),
         }
     }
 
@@ -192,6 +201,7 @@ impl Appender {
             arena.reset();
         }
         self.added(state, before, Some((account, Class::Telemetry)), added? as u64, waits);
+        state.due = true;
         Ok(())
     }
 
@@ -202,6 +212,24 @@ impl Appender {
         let before = state.open.batch.size_bytes();
         state.open.batch.push(record);
         self.added(state, before, counted, 1, waits);
+        state.due = true;
+    }
+
+    /// Adds one record that nobody waits for, and that goes with others.
+    pub(crate) fn unhurried(self: &Rc<Self>, lane: Lane, record: &[u8]) {
+        let lanes = &mut *self.lanes.borrow_mut();
+        let state = &mut lanes[usize::from(lane.0)];
+        let before = state.open.batch.size_bytes();
+        state.open.batch.push(record);
+        self.added(state, before, None, 1, None);
+        if !self.unhurried.replace(true) {
+            let appender = self.clone();
+            ntex::rt::spawn(async move {
+                sleep(UNHURRIED_WAIT).await;
+                appender.unhurried.set(false);
+                appender.all_due();
+            });
+        }
     }
 
     fn added(
@@ -231,6 +259,11 @@ impl Appender {
         self.want_flush();
     }
 
+    fn all_due(&self) {
+        self.all_due.set(true);
+        self.want_flush();
+    }
+
     fn want_flush(&self) {
         if !self.flush_wanted.replace(true) {
             self.flusher.wake();
@@ -257,6 +290,7 @@ impl Appender {
 
     /// Until all that was added up to now has its place in the log.
     pub(crate) async fn handed_over(&self) {
+        self.all_due();
         let ahead: Vec<u64> = self.lanes.borrow().iter().map(LaneState::filled).collect();
         let is_over =
             |lanes: &[LaneState]| lanes.iter().zip(&ahead).all(|(lane, ahead)| lane.handed >= *ahead);
@@ -282,7 +316,9 @@ impl Appender {
     }
 
     fn hand_over(self: &Rc<Self>) {
+        let all_due = self.all_due.replace(false);
         for (index, lane) in self.lanes.borrow_mut().iter_mut().enumerate() {
+            lane.due |= all_due;
             while lane.appends < LANE_APPENDS_MAX {
                 let Some(open) = lane.next() else { break };
                 lane.appends += 1;
@@ -355,6 +391,10 @@ const TOPICS: [Topic; 4] = [Topic::Telemetry, Topic::Events, Topic::Rejected, To
 pub(crate) type Outcome<'a> = Result<(), &'a AppendError>;
 
 impl LaneState {
+    fn new(at: Partition) -> Self {
+        Self { at, open: Open::default(), due: false, closed: VecDeque::new(), appends: 0, handed: 0 }
+    }
+
     /// How many batches there are when all that it holds is handed over.
     fn filled(&self) -> u64 {
         self.handed + self.closed.len() as u64 + u64::from(self.open.batch.size_bytes() > 0)
@@ -363,7 +403,8 @@ impl LaneState {
     fn next(&mut self) -> Option<Open> {
         self.closed.pop_front().or_else(|| {
             let capacity = self.open.batch.size_bytes();
-            (capacity > 0).then(|| {
+            (self.due && capacity > 0).then(|| {
+                self.due = false;
                 let next = Open { batch: Batch::with_capacity(capacity), ..Open::default() };
                 std::mem::replace(&mut self.open, next)
             })

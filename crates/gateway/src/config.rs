@@ -44,8 +44,27 @@ pub struct Config {
     pub pubsub: PubSubConfig,
     /// What clients may do before they are let in.
     pub guard: GuardConfig,
+    /// For how long a device that was let in comes in again unasked.
+    pub admission: AdmissionConfig,
     /// Further doors for MQTT.
     pub listener: Vec<ListenerConfig>,
+}
+
+/// What is remembered of devices that were let in. A token that is revoked and a device that is disabled are forgotten at
+/// once by the process that does it, and by others that use the same registry when the time is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdmissionConfig {
+    /// Credentials that are remembered; those that were asked about longest ago are forgotten.
+    pub credentials_max: usize,
+    /// 0: the registry is asked at every connect and every request over HTTP.
+    pub valid_seconds: u32,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self { credentials_max: 100_000, valid_seconds: 30 }
+    }
 }
 
 /// A door for MQTT.
@@ -296,6 +315,7 @@ impl Default for Config {
             time: TimePolicy::default(),
             pubsub: PubSubConfig::default(),
             guard: GuardConfig::default(),
+            admission: AdmissionConfig::default(),
             listener: Vec::new(),
         }
     }

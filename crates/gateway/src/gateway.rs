@@ -166,7 +166,12 @@ impl Gateway {
 
     /// To take back the access that the directory gave.
     pub fn access(&self) -> Access {
-        Access { sessions: self.shared.sessions.clone(), accounts: self.shared.books.accounts.clone() }
+        let Shared { admissions, sessions, books, .. } = &*self.shared;
+        Access {
+            admissions: admissions.clone(),
+            sessions: sessions.clone(),
+            accounts: books.accounts.clone(),
+        }
     }
 
     /// To publish in a tenant as the server.

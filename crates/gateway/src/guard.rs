@@ -6,7 +6,6 @@
 
 mod handshakes; // how many shake hands for TLS at once
 mod pace; // how often is too often
-mod table; // what is remembered
 
 use std::{
     fmt,
@@ -25,10 +24,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{config::GuardConfig, directory::Credential};
+use crate::{config::GuardConfig, directory::Credential, table::Table};
 use handshakes::{HandshakePermit, Handshakes};
 use pace::{Bucket, Failures, Rate, Window};
-use table::Table;
 
 /// Where clients come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

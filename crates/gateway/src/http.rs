@@ -238,11 +238,8 @@ impl FromRequestParts<Arc<Shared>> for Door {
             Some(certified) => Some(Credential::Certificate(certified.clone())),
             None => token(headers, &parameters).map(Credential::Token),
         };
-        let admitting = match credential.as_ref() {
-            Some(credential) => shared.directory.admit_by(credential),
-            None => return Err(Problem::unauthorized("no token in the request")),
-        };
-        let who = admitting.await.map_err(|denied| match denied {
+        let credential = credential.ok_or_else(|| Problem::unauthorized("no token in the request"))?;
+        let who = shared.admissions.admit(&credential).await.map_err(|denied| match denied {
             Denied::Unavailable(reason) => {
                 tracing::error!(reason, "directory unavailable, request refused");
                 Problem::unavailable("the directory is unavailable")

@@ -7,9 +7,11 @@ mod config; // limits and times
 mod directory; // who may come in: asked here, answered elsewhere
 mod gateway; // start and stop
 
+mod admissions; // who was let in lately
 mod guard; // who comes too often, or with credentials that are none
 mod listen; // from a socket to the bytes of MQTT
 mod proxy; // where the client is, if a load balancer is between
+mod table; // what is remembered of many
 mod tls; // certificates, the server's and the devices'
 mod websocket; // MQTT in frames
 
@@ -43,7 +45,9 @@ pub mod fuzzing; // what must hold for any bytes
 
 pub use account::{Account, Accounts};
 pub use announce::{AnnounceError, Announcer};
-pub use config::{Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport};
+pub use config::{
+    AdmissionConfig, Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport,
+};
 pub use decode::{Entries, Entry, Fault, decode};
 pub use directory::{Admitted, ChildAnswer, Denied, Directory};
 pub use gateway::{Door, Gateway, GatewayView, StartError};

@@ -255,7 +255,7 @@ async fn admit(
     if matches!(credential, Credential::Token(token) if token.is_empty()) {
         return Err((Unwelcome::BadCredentials, "no_token"));
     }
-    worker.shared.directory.admit_by(credential).await.map_err(|denied| match denied {
+    worker.shared.admissions.admit(credential).await.map_err(|denied| match denied {
         Denied::UnknownToken => (Unwelcome::BadCredentials, "unknown_token"),
         Denied::UnknownDevice => (Unwelcome::BadCredentials, "unknown_device"),
         Denied::Disabled | Denied::NotAChild | Denied::TooManyChildren { .. } => {

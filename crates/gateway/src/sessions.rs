@@ -12,7 +12,7 @@ use dunlin_model::{DeviceId, TenantId};
 use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{account::Accounts, wire::Code};
+use crate::{account::Accounts, admissions::Admissions, wire::Code};
 
 /// What one worker tells another, or the gateway tells all of them.
 #[derive(Debug)]
@@ -247,6 +247,7 @@ impl Settled {
 /// Takes access back that the directory gave, for whoever keeps the devices. To be told once the directory says no.
 #[derive(Debug, Clone)]
 pub struct Access {
+    pub(crate) admissions: Admissions,
     pub(crate) sessions: Sessions,
     pub(crate) accounts: Accounts,
 }
@@ -263,6 +264,7 @@ pub enum Revoked {
 impl Access {
     /// Ends the device's connections, and lets those that speak for it ask again whether they may.
     pub fn revoke(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        self.admissions.forget_all(); // First: whoever is asked about again is asked about there.
         self.accounts.of(tenant).revoked();
         let (code, why) = match what {
             Revoked::Token => (Code::NotAuthorized, "the token is not valid any more"),

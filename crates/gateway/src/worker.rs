@@ -17,6 +17,7 @@ use ntex::channel::condition::Condition;
 use tokio::sync::mpsc;
 
 use crate::{
+    admissions::Admissions,
     append::Appender,
     config::Config,
     connection::{Connection, Connections},
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) books: Books,
     pub(crate) guard: Guard,
+    pub(crate) admissions: Admissions,
     pub(crate) sessions: Sessions,
     pub(crate) pubsub: Arc<PubSub>,
     pub(crate) workers: Mutex<BTreeMap<usize, Orders>>,
@@ -64,6 +66,7 @@ impl Shared {
     ) -> Self {
         let http_room = HttpRoom::new(&config);
         let guard = Guard::new(config.guard.within(config.handshake_seconds_max), clock.clone());
+        let admissions = Admissions::new(&config.admission, directory.clone(), clock.clone());
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
             config,
@@ -72,6 +75,7 @@ impl Shared {
             clock,
             books,
             guard,
+            admissions,
             sessions: pubsub.seats.clone(),
             pubsub,
             workers: Mutex::default(),
@@ -202,10 +206,10 @@ impl Worker {
         }
     }
 
-    /// Tells the journal that a device came or went. Nobody waits for it.
+    /// Tells the journal that a device came or went.
     pub(crate) fn event(&self, who: &Admitted, kind: EventKind, detail: String) {
         let slot = Slot::of(&who.tenant, &who.device);
         let record = record::event(Origin::from(who), kind, detail, self.appender.now());
-        self.appender.record(self.appender.lane(Topic::Events, slot), &record, None, None);
+        self.appender.unhurried(self.appender.lane(Topic::Events, slot), &record);
     }
 }

@@ -32,6 +32,8 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ),
         ("gateway.connection_children_max", gateway.connection_children_max as u64, 0, COUNT_MAX),
         ("gateway.device_children_max", gateway.device_children_max, 0, COUNT_MAX),
+        ("gateway.admission.credentials_max", gateway.admission.credentials_max as u64, 2, COUNT_MAX),
+        ("gateway.admission.valid_seconds", gateway.admission.valid_seconds.into(), 0, HOUR),
         ("tls.renewal.check_seconds", config.tls.renewal.check_seconds.into(), 1, DAY),
         ("tls.renewal.warn_days", config.tls.renewal.warn_days.into(), 0, 10_000),
         ("gateway.time.future_tolerance_seconds", gateway.time.future_tolerance_seconds, 0, 100 * YEAR),

@@ -1,3 +1,5 @@
+//! What is remembered of many, within a bound.
+
 use std::{hash::Hash, mem};
 
 use hashbrown::HashMap;
@@ -5,23 +7,23 @@ use hashbrown::HashMap;
 /// At most so many entries. Those that nobody changed for longest are forgotten, many at a time: what was changed
 /// since the young half was last full is kept.
 #[derive(Debug)]
-pub(super) struct Table<K, V> {
+pub(crate) struct Table<K, V> {
     young: HashMap<K, V>,
     old: HashMap<K, V>,
     half_max: usize,
 }
 
 impl<K: Hash + Eq, V: Default> Table<K, V> {
-    pub(super) fn new(entries_max: usize) -> Self {
+    pub(crate) fn new(entries_max: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), half_max: (entries_max / 2).max(1) }
     }
 
-    pub(super) fn get(&self, key: &K) -> Option<&V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
     /// The entry, new if there is none, to be changed.
-    pub(super) fn entry(&mut self, key: K) -> &mut V {
+    pub(crate) fn entry(&mut self, key: K) -> &mut V {
         if !self.young.contains_key(&key) && self.young.len() >= self.half_max {
             let kept = self.old.remove(&key);
             self.old.clear();
@@ -32,12 +34,17 @@ impl<K: Hash + Eq, V: Default> Table<K, V> {
         self.young.entry(key).or_insert_with_key(|key| old.remove(key).unwrap_or_default())
     }
 
-    pub(super) fn remove(&mut self, key: &K) {
+    pub(crate) fn remove(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
 }
