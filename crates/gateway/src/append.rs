@@ -38,7 +38,7 @@ pub(crate) const BATCH_BYTES_TARGET: usize = 1 << 20;
 /// Appends of one worker that may be under way in one partition: one that is being written, one that waits for it.
 const LANE_APPENDS_MAX: usize = 2;
 /// How long a record that nobody waits for may wait for others: alone it would cost a sync of its own.
-const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
+const UNHURRIED_WAIT: Duration = Duration::from_millis(50);
 /// What the arena of escaped strings may keep between messages.
 const ARENA_BYTES_KEPT_MAX: usize = 64 << 10;
 
@@ -283,6 +283,7 @@ impl Appender {
 
     /// Until nothing is under way any more.
     pub(crate) async fn drained(&self) {
+        self.all_due();
         while self.inflight_bytes.get() > 0 {
             self.idle.wait().await;
         }
@@ -317,6 +318,7 @@ impl Appender {
 
     fn hand_over(self: &Rc<Self>) {
         let all_due = self.all_due.replace(false);
+        let (mut batches, mut under_way) = (Vec::new(), Vec::new());
         for (index, lane) in self.lanes.borrow_mut().iter_mut().enumerate() {
             lane.due |= all_due;
             while lane.appends < LANE_APPENDS_MAX {
@@ -324,17 +326,22 @@ impl Appender {
                 lane.appends += 1;
                 lane.handed += 1;
                 let at = lane.at;
-                let appender = self.clone();
                 let Open { batch, waiting, tallies, arriving } = open;
                 let bytes = batch.size_bytes();
                 for tally in &tallies {
                     tally.account.received(tally.records);
                 }
-                // The order of these calls is the order in the log; only the answers are awaited elsewhere.
-                let appending = self.journal.append(at, batch);
-                let under_way = UnderWay { lane: index, at, bytes, waiting, tallies, arriving };
-                ntex::rt::spawn(async move { appender.answer(under_way, appending).await });
+                batches.push((at, batch));
+                under_way.push(UnderWay { lane: index, at, bytes, waiting, tallies, arriving });
             }
+        }
+        if batches.is_empty() {
+            return;
+        }
+        // The order of these calls is the order in the log; only the answers are awaited elsewhere.
+        for (under_way, appending) in under_way.into_iter().zip(self.journal.append_all(batches)) {
+            let appender = self.clone();
+            ntex::rt::spawn(async move { appender.answer(under_way, appending).await });
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     partitions::Partitions,
     positions::Positions,
-    queue::Queue,
+    queue::{Queue, Unqueued},
     read::FromSegment,
     recovery::{Place, recover},
     segment::segment_path,
@@ -167,28 +167,48 @@ impl DiskJournal {
     }
 }
 
+impl DiskJournal {
+    /// What goes into the queue; or the answer, if nothing does.
+    fn unqueued(&self, at: Partition, batch: Batch) -> Result<Unqueued, Result<Appended, AppendError>> {
+        let place = self.log.partitions.place(at).ok_or(Err(AppendError::NoPartition(at)))?;
+        if batch.size_bytes() > BATCH_BYTES_MAX {
+            return Err(Err(AppendError::TooLarge { bytes: batch.size_bytes(), max: BATCH_BYTES_MAX }));
+        }
+        if batch.is_empty() {
+            return Err(Ok(Appended { first: self.extent(at).next, records: 0 }));
+        }
+        let records = batch.len();
+        let payload = batch.into_bytes();
+        // Here rather than in the writer: callers are many, the writer is one.
+        let payload_crc = crc32c(&payload);
+        Ok(Unqueued { at, place, records, payload, payload_crc })
+    }
+}
+
 impl Journal for DiskJournal {
     fn partitions(&self, topic: Topic) -> u16 {
         self.log.partitions.of(topic)
     }
 
     fn append(&self, at: Partition, batch: Batch) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let Some(place) = self.log.partitions.place(at) else {
-            return future::ready(Err(AppendError::NoPartition(at))).boxed();
-        };
-        if batch.size_bytes() > BATCH_BYTES_MAX {
-            let error = AppendError::TooLarge { bytes: batch.size_bytes(), max: BATCH_BYTES_MAX };
-            return future::ready(Err(error)).boxed();
+        match self.unqueued(at, batch) {
+            Ok(batch) => self.log.queue.push(batch).boxed(),
+            Err(answer) => future::ready(answer).boxed(),
         }
-        if batch.is_empty() {
-            let first = self.extent(at).next;
-            return future::ready(Ok(Appended { first, records: 0 })).boxed();
-        }
-        let records = batch.len();
-        let payload = batch.into_bytes();
-        // Here rather than in the writer: callers are many, the writer is one.
-        let payload_crc = crc32c(&payload);
-        self.log.queue.push(at, place, records, payload, payload_crc).boxed()
+    }
+
+    fn append_all(
+        &self,
+        batches: Vec<(Partition, Batch)>,
+    ) -> Vec<BoxFuture<'static, Result<Appended, AppendError>>> {
+        let batches: Vec<_> = batches.into_iter().map(|(at, batch)| self.unqueued(at, batch)).collect();
+        self.log.queue.together(|queue| {
+            let appending = batches.into_iter().map(|batch| match batch {
+                Ok(batch) => queue.push(batch).boxed(),
+                Err(answer) => future::ready(answer).boxed(),
+            });
+            appending.collect()
+        })
     }
 
     fn read(

@@ -21,6 +21,16 @@ const ADMITTED_BATCHES_MAX: usize = 64 << 10;
 /// waiting for long.
 pub(crate) const GROUP_BYTES_MAX: usize = 4 << 20;
 
+/// A batch before the call has given it its place.
+#[derive(Debug)]
+pub(crate) struct Unqueued {
+    pub(crate) at: Partition,
+    pub(crate) place: usize,
+    pub(crate) records: u32,
+    pub(crate) payload: Bytes,
+    pub(crate) payload_crc: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) at: Partition,
@@ -88,39 +98,21 @@ impl Queue {
         Self { line: Mutex::new(line), arrived: Condvar::new(), bytes_max }
     }
 
-    pub(crate) fn push(
-        self: &Arc<Self>,
-        at: Partition,
-        place: usize,
-        records: u32,
-        payload: Bytes,
-        payload_crc: u32,
-    ) -> Waiting {
-        let (reply, answer) = oneshot::channel();
-        let pending = Pending { at, place, records, payload, payload_crc, reply };
-        let mut line = self.line();
-        let refusal = match &line.gate {
-            Gate::Open => None,
-            Gate::Refusing { error, .. } => Some(error.clone()),
-            Gate::Closed => Some(AppendError::Closed),
-        };
-        if let Some(error) = refusal {
-            pending.fail(&error);
-            return Waiting { answer, in_line: None };
-        }
-        let mut in_line = None;
-        if line.waiting.is_empty() && line.has_room(pending.payload.len(), self.bytes_max) {
-            line.admit(pending);
-        } else {
-            let ticket = line.ticket_next;
-            line.ticket_next += 1;
-            line.waiting.push_back((ticket, pending));
-            in_line = Some((Arc::clone(self), ticket));
-        }
-        if line.asleep {
+    pub(crate) fn push(self: &Arc<Self>, batch: Unqueued) -> Waiting {
+        self.together(|line| line.push(batch))
+    }
+
+    /// What `enter` pushes goes in together: the writer, which is preferred to its callers, would begin with the first
+    /// batch alone.
+    pub(crate) fn together<T>(self: &Arc<Self>, enter: impl FnOnce(&mut Together<'_>) -> T) -> T {
+        let mut together = Together { queue: self, line: self.line() };
+        let entered = enter(&mut together);
+        let asleep = together.line.asleep;
+        drop(together);
+        if asleep {
             self.arrived.notify_one();
         }
-        Waiting { answer, in_line }
+        entered
     }
 
     /// The next group; waits for one for `patience` at most. Once there is one, it waits `linger` for more.
@@ -266,6 +258,40 @@ impl Line {
 pub(crate) struct Waiting {
     answer: oneshot::Receiver<Result<Appended, AppendError>>,
     in_line: Option<(Arc<Queue>, u64)>,
+}
+
+/// The end of the queue, held.
+pub(crate) struct Together<'q> {
+    queue: &'q Arc<Queue>,
+    line: MutexGuard<'q, Line>,
+}
+
+impl Together<'_> {
+    pub(crate) fn push(&mut self, batch: Unqueued) -> Waiting {
+        let (reply, answer) = oneshot::channel();
+        let Unqueued { at, place, records, payload, payload_crc } = batch;
+        let pending = Pending { at, place, records, payload, payload_crc, reply };
+        let line = &mut *self.line;
+        let refusal = match &line.gate {
+            Gate::Open => None,
+            Gate::Refusing { error, .. } => Some(error.clone()),
+            Gate::Closed => Some(AppendError::Closed),
+        };
+        if let Some(error) = refusal {
+            pending.fail(&error);
+            return Waiting { answer, in_line: None };
+        }
+        let mut in_line = None;
+        if line.waiting.is_empty() && line.has_room(pending.payload.len(), self.queue.bytes_max) {
+            line.admit(pending);
+        } else {
+            let ticket = line.ticket_next;
+            line.ticket_next += 1;
+            line.waiting.push_back((ticket, pending));
+            in_line = Some((Arc::clone(self.queue), ticket));
+        }
+        Waiting { answer, in_line }
+    }
 }
 
 impl Future for Waiting {

@@ -30,6 +30,7 @@ macro_rules! journal_conformance_tests {
             an_acked_batch_is_read_by_every_later_reader
             offsets_count_records_without_gaps
             offsets_follow_the_order_of_append_calls
+            appends_at_once_are_as_many_appends
             appends_of_many_tasks_each_get_offsets_of_their_own
             a_reader_starts_in_the_middle_of_a_batch
             a_read_is_about_as_large_as_asked
@@ -110,6 +111,23 @@ pub async fn offsets_follow_the_order_of_append_calls(lab: &impl Lab) {
     let appended = future::try_join_all(appends).await.unwrap();
     assert!(appended.iter().rev().map(|a| a.first.0).eq(0..50));
     assert_eq!(texts(&journal, T0, Offset::ZERO).await, (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+pub async fn appends_at_once_are_as_many_appends(lab: &impl Lab) {
+    let journal = lab.open().await;
+    let partitions = [T0, T1, T0];
+    let batches = partitions.iter().enumerate().map(|(n, at)| (*at, numbered(2 * n as u64, 2))).collect();
+    let appended = future::try_join_all(journal.append_all(batches)).await.unwrap();
+    assert!(appended.iter().map(|a| (a.first.0, a.records)).eq([(0, 2), (0, 2), (2, 2)]));
+    assert_eq!(texts(&journal, T0, Offset::ZERO).await, ["0", "1", "4", "5"]);
+    assert_eq!(texts(&journal, T1, Offset::ZERO).await, ["2", "3"]);
+
+    let nowhere = Partition::new(Topic::Telemetry, u16::MAX);
+    let batches = vec![(T0, numbered(6, 1)), (nowhere, numbered(7, 1)), (T0, numbered(8, 1))];
+    let answers = future::join_all(journal.append_all(batches)).await;
+    assert!(matches!(answers[1], Err(AppendError::NoPartition(at)) if at == nowhere), "{:?}", answers[1]);
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+    assert_eq!(texts(&journal, T0, Offset(4)).await, ["6", "8"]);
 }
 
 pub async fn appends_of_many_tasks_each_get_offsets_of_their_own(lab: &impl Lab) {

@@ -27,6 +27,15 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     /// may not be. Whoever counts on it waits for it.
     fn append(&self, at: Partition, batch: Batch) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
+    /// Appends batches as that many calls of `append` would, with an answer for each. Who has several at hand calls
+    /// this: the backend then sees them together, and need not begin with the first.
+    fn append_all(
+        &self,
+        batches: Vec<(Partition, Batch)>,
+    ) -> Vec<BoxFuture<'static, Result<Appended, AppendError>>> {
+        batches.into_iter().map(|(at, batch)| self.append(at, batch)).collect()
+    }
+
     /// The records from `from` on, in order: about `bytes_max` bytes of them, at least one batch if there is any,
     /// none if `from` is the end. The first batch may start before `from`; `Entries` hides what is before it.
     fn read(

@@ -8,7 +8,6 @@ use crate::lab::{Gate, Lab, NOW_MILLIS, publish};
 async fn every_record_is_accounted_for() {
     let lab = Lab::start().await;
     let mut client = lab.connected(5, "probe").await;
-    lab.appends(1).await;
     let mut all = publish(5, 0, 0, "v1/telemetry", b"{\"a\":1}");
     all.extend(publish(5, 1, 1, "v1/telemetry", b"[{\"a\":1},{\"a\":2},{\"a\":3}]"));
     all.extend(publish(5, 1, 2, "v1/telemetry", b"no"));
@@ -27,9 +26,9 @@ async fn every_record_is_accounted_for() {
     );
 
     lab.gate(Gate::Closed);
-    let before = lab.append_count();
+    let before = lab.arrived();
     client.send(&publish(5, 1, 5, "v1/telemetry", b"{\"a\":1}")).await;
-    lab.appends(before + 1).await;
+    lab.arrivals(before + 1).await;
     assert_eq!(lab.account().in_flight, 1);
     assert_eq!(lab.gateway.view().oldest_under_way(), Timestamp::from_millis(NOW_MILLIS));
     lab.gate(Gate::Open);

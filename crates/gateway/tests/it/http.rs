@@ -195,7 +195,7 @@ async fn requests_beyond_the_room_are_refused_and_room_comes_back() {
             assert_eq!(held.0, 200, "{}", held.1);
         },
         async {
-            lab.appends(1).await;
+            lab.arrivals(1).await;
             let refused = lab.http(head, large).await;
             lab.journal.open();
             refused
@@ -257,7 +257,7 @@ async fn one_tenants_requests_take_half_of_the_room() {
     lab.gate(Gate::Closed);
     let (own, others) = (head("probe"), head("probe@other"));
     let (first, other, ()) = tokio::join!(lab.http(&own, large), lab.http(&others, large), async {
-        lab.appends(2).await;
+        lab.arrivals(2).await;
         for token in ["probe", "pump"] {
             let (status, body) = lab.http(&head(token), large).await;
             assert!(status == 503 && body.to_lowercase().contains("retry-after"), "{body}");

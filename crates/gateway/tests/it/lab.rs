@@ -2,7 +2,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -40,7 +40,9 @@ pub(crate) enum Gate {
 pub(crate) struct GatedJournal {
     inner: MemoryJournal,
     gate: watch::Sender<Gate>,
+    /// Records that came; no events, which are in no hurry.
     arrived: watch::Sender<usize>,
+    appends: AtomicUsize,
     /// Whether the changes of sessions may be read, and so applied.
     followed: watch::Sender<bool>,
 }
@@ -51,6 +53,7 @@ impl GatedJournal {
             inner: memory_journal(),
             gate: watch::Sender::new(Gate::Open),
             arrived: watch::Sender::new(0),
+            appends: AtomicUsize::new(0),
             followed: watch::Sender::new(true),
         }
     }
@@ -69,7 +72,10 @@ impl Journal for GatedJournal {
 
     fn append(&self, at: Partition, batch: Batch) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let mut gate = self.gate.subscribe();
-        self.arrived.send_modify(|n| *n += 1);
+        if at.topic != Topic::Events {
+            self.arrived.send_modify(|n| *n += batch.len() as usize);
+        }
+        self.appends.fetch_add(1, Relaxed);
         if matches!(*gate.borrow(), Gate::Open) {
             return self.inner.append(at, batch);
         }
@@ -368,14 +374,18 @@ impl Lab {
         self.journal.followed.send_replace(follow);
     }
 
-    /// Until that many appends have come to the journal.
-    pub(crate) async fn appends(&self, count: usize) {
+    /// Until that many records have come to the journal, events aside.
+    pub(crate) async fn arrivals(&self, count: usize) {
         let mut arrived = self.journal.arrived.subscribe();
         tokio::time::timeout(PATIENCE, arrived.wait_for(|n| *n >= count)).await.unwrap().unwrap();
     }
 
-    pub(crate) fn append_count(&self) -> usize {
+    pub(crate) fn arrived(&self) -> usize {
         *self.journal.arrived.borrow()
+    }
+
+    pub(crate) fn append_count(&self) -> usize {
+        self.journal.appends.load(Relaxed)
     }
 
     pub(crate) async fn raw(&self, topic: Topic) -> Vec<Vec<u8>> {
@@ -413,6 +423,20 @@ impl Lab {
 
     pub(crate) async fn events(&self) -> Vec<Event> {
         self.raw(Topic::Events).await.iter().map(|bytes| Event::decode(bytes).unwrap()).collect()
+    }
+
+    /// The events, once there are that many.
+    pub(crate) async fn events_up_to(&self, count: usize) -> Vec<Event> {
+        let all = async {
+            loop {
+                let events = self.events().await;
+                if events.len() >= count {
+                    return events;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap()
     }
 
     pub(crate) fn account(&self) -> Account {

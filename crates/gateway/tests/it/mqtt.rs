@@ -11,10 +11,9 @@ async fn an_acknowledgement_comes_only_after_the_journal_has_answered() {
     for version in [4, 5] {
         let lab = Lab::start().await;
         let mut client = lab.connected(version, "probe").await;
-        lab.appends(1).await; // The event of the connect.
         lab.gate(Gate::Closed);
         client.send(&publish(version, 1, 7, "v1/telemetry", READING)).await;
-        lab.appends(2).await;
+        lab.arrivals(1).await;
         assert!(client.pings().await, "a PINGRESP and no PUBACK before it");
         lab.gate(Gate::Open);
         assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 7]);
@@ -26,13 +25,12 @@ async fn an_acknowledgement_comes_only_after_the_journal_has_answered() {
 async fn many_publishes_are_in_flight_and_answered_in_order() {
     let lab = Lab::start().await;
     let mut client = lab.connected(4, "probe").await;
-    lab.appends(1).await;
     lab.gate(Gate::Closed);
     let all: Vec<u8> = (1..=200u16)
         .flat_map(|n| publish(4, 1 + (n % 2) as u8, n, "v1/telemetry", format!("{{\"n\":{n}}}").as_bytes()))
         .collect();
     client.send(&all).await;
-    lab.appends(2).await;
+    lab.arrivals(1).await;
     lab.gate(Gate::Open);
     for n in 1..=200u16 {
         let kind = if n % 2 == 1 { 0x50 } else { 0x40 };
@@ -179,11 +177,10 @@ async fn a_stop_acknowledges_what_is_durable_and_says_goodbye() {
     let lab = Lab::start().await;
     let mut five = lab.connected(5, "five").await;
     let mut four = lab.connected(4, "four").await;
-    lab.appends(2).await;
     lab.gate(Gate::Closed);
     five.send(&publish(5, 1, 1, "v1/telemetry", READING)).await;
     four.send(&publish(4, 1, 1, "v1/telemetry", READING)).await;
-    lab.appends(4).await;
+    lab.arrivals(2).await;
     let Lab { gateway, journal, http, registry, sessions, .. } = lab;
     let accounts = gateway.accounts();
     let stopping = tokio::spawn(gateway.stop());
@@ -205,7 +202,6 @@ async fn a_full_journal_is_said_and_a_fenced_one_ends_the_connection() {
     let lab = Lab::start().await;
     let mut five = lab.connected(5, "five").await;
     let mut four = lab.connected(4, "four").await;
-    lab.appends(2).await;
     lab.gate(Gate::Failing(AppendError::Full { reason: "disk".into() }));
     five.send(&publish(5, 1, 1, "v1/telemetry", READING)).await;
     let answer = five.packet().await.unwrap();
@@ -260,8 +256,7 @@ async fn events_tell_who_came_and_what_was_reported() {
     assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 1]);
     client.send(&[0xE0, 0]).await;
     assert!(client.is_closed().await);
-    lab.appends(3).await;
-    let events = lab.events().await;
+    let events = lab.events_up_to(3).await;
     let kinds: Vec<EventKind> = events.iter().map(|e| e.kind).collect();
     assert_eq!(kinds, [EventKind::Connected, EventKind::Reported, EventKind::Disconnected]);
     assert_eq!(events[1].detail, r#"{"door":"open"}"#);
@@ -304,7 +299,7 @@ async fn large_messages_pass_and_larger_ones_end_the_connection() {
     let goodbye = client.packet().await.unwrap();
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x95));
     assert!(client.is_closed().await);
-    lab.appends(5).await; // Came, sent, was refused twice, went.
+    lab.arrivals(11).await;
     let sizes: Vec<_> = lab.rejected().await.iter().map(|r| (r.reason, r.payload.len())).collect();
     let reason = RejectReason::TooLarge;
     assert_eq!(sizes, [(reason, dunlin_model::limits::REJECTED_BYTES_MAX), (reason, 0)]);

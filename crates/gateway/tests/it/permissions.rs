@@ -1,5 +1,7 @@
 //! What a client may do depends on its credential, and not on how it asks.
 
+use dunlin_gateway::{AdmissionConfig, Config};
+
 use crate::lab::{Lab, connack_code, connect, publish};
 
 const READING: &[u8] = br#"{"a":1}"#;
@@ -91,10 +93,11 @@ async fn a_credential_is_itself_and_no_pattern() {
     assert_eq!(lab.telemetry().await.len(), 1);
 }
 
-/// Who cannot ask whether a device may is told to come back: over every protocol, and whatever was known before.
+/// Whoever is not known to be let in is told to come back: over every protocol, whatever was known before that time.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_comes_in_while_nobody_can_tell() {
-    let lab = Lab::start().await;
+    let admission = AdmissionConfig { valid_seconds: 0, ..<_>::default() };
+    let lab = Lab::with(Config { admission, ..<_>::default() }).await;
     for protocol in PROTOCOLS {
         assert_eq!(protocol.asks(&lab, "pump", None).await, Answer::Taken);
     }
@@ -108,6 +111,20 @@ async fn nobody_comes_in_while_nobody_can_tell() {
     lab.directory.fail(false);
     for protocol in PROTOCOLS {
         assert_eq!(protocol.asks(&lab, "pump", None).await, Answer::Taken);
+    }
+}
+
+/// Who was let in a moment ago comes in again, and nobody else, whatever it speaks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_comes_in_while_nobody_can_tell() {
+    let lab = Lab::start().await;
+    assert_eq!(Protocol::Http.asks(&lab, "pump", None).await, Answer::Taken);
+    lab.directory.fail(true);
+    for protocol in PROTOCOLS {
+        assert_eq!(protocol.asks(&lab, "pump", None).await, Answer::Taken, "{protocol:?}");
+        for (token, child) in [("unseen", None), ("gw-1", Some("child"))] {
+            assert_eq!(protocol.asks(&lab, token, child).await, Answer::ComeBack, "{protocol:?} {token}");
+        }
     }
 }
 

@@ -134,11 +134,11 @@ async fn what_came_while_a_client_was_away_is_there_after_a_crash() {
         for _ in 1..=5 {
             before.push(received(&mut away, version).await);
         }
-        let appends = lab.append_count();
+        let appends = lab.arrived();
         for (id, _) in &before[..2] {
             away.send(&answer(PUBACK, *id)).await;
         }
-        lab.appends(appends + 1).await;
+        lab.arrivals(appends + 1).await;
         assert!(ends_in_order(&mut away, version, 6..=20).await);
         // A second acknowledgement is behind the first ones in the log.
         away.send(&subscribe(version, 9, "other", 0)).await;
@@ -273,16 +273,16 @@ async fn nothing_is_acknowledged_before_it_is_durable() {
     let lab = Lab::start().await;
     let (mut client, _) = connected(&lab, 4, "client").await;
     subscribed(&mut client, 4, "news", 1).await;
-    let before = lab.append_count();
+    let before = lab.arrived();
     lab.gate(Gate::Closed);
     client.send(&publish(4, 1, 5, "news", b"x")).await;
-    lab.appends(before + 1).await;
+    lab.arrivals(before + 1).await;
     let mut other = lab.client().await;
     other.send(&lasting(4, "other", None)).await;
-    lab.appends(before + 2).await;
+    lab.arrivals(before + 2).await;
     assert!(client.pings().await, "neither PUBACK nor the message");
     client.send(&subscribe(4, 6, "more", 1)).await;
-    lab.appends(before + 3).await;
+    lab.arrivals(before + 3).await;
     lab.gate(Gate::Open);
     let mut kinds = Vec::new();
     for _ in 0..3 {

@@ -10,7 +10,7 @@ fn queue(bytes_max: usize) -> Arc<Queue> {
 }
 
 fn push(queue: &Arc<Queue>, name: u8, bytes: usize) -> Waiting {
-    queue.push(AT, 0, 1, vec![name; bytes].into(), 0)
+    queue.push(Unqueued { at: AT, place: 0, records: 1, payload: vec![name; bytes].into(), payload_crc: 0 })
 }
 
 fn take(queue: &Queue) -> Vec<Pending> {

@@ -105,13 +105,13 @@ async fn a_takeover_in_the_middle_of_publishes_keeps_order_and_count() {
     let (mut reader, _) = connected(&lab, 4, "reader").await;
     subscribed(&mut reader, 4, "news", 2).await;
     let (mut before, _) = connected(&lab, 4, "writer").await;
-    let appends = lab.append_count();
+    let appends = lab.arrived();
     lab.gate(Gate::Closed);
     let packet = |n: u16| publish(4, 2, n, "news", n.to_string().as_bytes());
     for n in 1..=FIRST {
         before.send(&packet(n)).await;
     }
-    lab.appends(appends + 1).await;
+    lab.arrivals(appends + 1).await;
     let mut after = lab.client().await;
     after.send(&lasting(4, "writer", None)).await;
     assert!(before.is_closed().await, "nothing was durable, and nothing is acknowledged");
