@@ -64,7 +64,7 @@ pub(crate) struct Appender {
     handed: Condition<()>,
     flush_wanted: Cell<bool>,
     flusher: LocalWaker,
-    /// Somebody sees to it that `all_due` comes.
+    /// Somebody will be in a hurry.
     unhurried: Cell<bool>,
     all_due: Cell<bool>,
 }
@@ -227,7 +227,7 @@ impl Appender {
             ntex::rt::spawn(async move {
                 sleep(UNHURRIED_WAIT).await;
                 appender.unhurried.set(false);
-                appender.all_due();
+                appender.hurry();
             });
         }
     }
@@ -259,7 +259,8 @@ impl Appender {
         self.want_flush();
     }
 
-    fn all_due(&self) {
+    /// Hands over what is there, at the end of this turn.
+    pub(crate) fn hurry(&self) {
         self.all_due.set(true);
         self.want_flush();
     }
@@ -283,7 +284,7 @@ impl Appender {
 
     /// Until nothing is under way any more.
     pub(crate) async fn drained(&self) {
-        self.all_due();
+        self.hurry();
         while self.inflight_bytes.get() > 0 {
             self.idle.wait().await;
         }
@@ -291,7 +292,6 @@ impl Appender {
 
     /// Until all that was added up to now has its place in the log.
     pub(crate) async fn handed_over(&self) {
-        self.all_due();
         let ahead: Vec<u64> = self.lanes.borrow().iter().map(LaneState::filled).collect();
         let is_over =
             |lanes: &[LaneState]| lanes.iter().zip(&ahead).all(|(lane, ahead)| lane.handed >= *ahead);

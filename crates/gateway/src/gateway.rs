@@ -1,24 +1,14 @@
 use std::{
-    cell::Cell,
     collections::BTreeMap,
-    convert::Infallible,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread::JoinHandle,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use dunlin_journal::Journal;
 use dunlin_model::{Clock, TenantId, Timestamp};
-use ntex::{
-    io::IoConfig,
-    server::{Server, ServiceConfig, ServiceRuntime},
-    service::{cfg::SharedCfg, fn_service},
-    util::BytePageSize,
-};
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 
@@ -27,33 +17,23 @@ use crate::{
     announce::Announcer,
     arrivals::Arrivals,
     config::{Config, InvalidConfig, ListenerConfig},
-    delivery::WRITE_BUFFER_BYTES,
     directory::Directory,
     http,
     listen::{Listener, NoCertificate},
     metrics::{Books, Metrics},
-    mqtt,
     pubsub::{Follower, RecoverError},
     sessions::{Access, Order},
     statistics::Statistics,
     tls::Tls,
-    worker::{Shared, Worker},
+    worker::Shared,
+    workers::Workers,
 };
-
-/// Read buffers above this give way to back-pressure; also what one read takes at most.
-const READ_BUFFER_BYTES: usize = 16 << 10;
-const READ_BUFFER_BYTES_LOW: usize = 1 << 10;
-const WRITE_BUFFER_BYTES_LOW: usize = 4 << 10;
-/// Buffers that a worker keeps for connections that become active.
-const BUFFERS_KEPT_MAX: usize = 256;
 
 /// The devices' front door, open.
 #[derive(Debug)]
 pub struct Gateway {
     shared: Arc<Shared>,
-    /// Behind a lock because its handle cannot be shared; nobody contends for it.
-    server: Mutex<Server>,
-    thread: JoinHandle<()>,
+    workers: Workers,
     sessions: Follower,
     addresses: Vec<SocketAddr>,
 }
@@ -95,10 +75,8 @@ pub enum StartError {
     Listener(#[source] io::Error),
     #[error(transparent)]
     NoCertificate(#[from] NoCertificate),
-    #[error("start the thread of the MQTT workers")]
-    Thread(#[source] io::Error),
-    #[error("the MQTT workers did not start")]
-    Workers,
+    #[error("start the MQTT workers")]
+    Workers(#[source] io::Error),
     #[error("bring back the sessions of MQTT clients")]
     Sessions(#[from] RecoverError),
 }
@@ -139,14 +117,8 @@ impl Gateway {
             tls.register(registry);
         }
 
-        let (started, starting) = mpsc::channel();
-        let workers = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("gateway".into())
-            .spawn(move || run(workers, doors, started))
-            .map_err(StartError::Thread)?;
-        let server = starting.recv().map_err(|_| StartError::Workers)?.map_err(StartError::Listener)?;
-        Ok(Self { shared, server: Mutex::new(server), thread, sessions, addresses })
+        let workers = Workers::start(&shared, doors).map_err(StartError::Workers)?;
+        Ok(Self { shared, workers, sessions, addresses })
     }
 
     /// Where MQTT is spoken, door by door.
@@ -187,18 +159,13 @@ impl Gateway {
     /// Closes the doors, lets what was appended be acknowledged, says goodbye, and ends the workers. HTTP is ended
     /// by whoever serves it, before.
     pub async fn stop(self) {
-        let Self { shared, server, thread, sessions, .. } = self;
-        let server = server.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let pausing = server.pause();
-        pausing.await;
+        let Self { shared, workers, sessions, .. } = self;
         let patience = Duration::from_secs(shared.config.drain_seconds_max.into());
         if tokio::time::timeout(patience, workers_leave(&shared)).await.is_err() {
             tracing::warn!("stopped with publishes unanswered: the journal did not answer in time");
         }
-        let stopping = server.stop(false);
-        stopping.await;
         let _panicked = tokio::task::spawn_blocking(move || {
-            let _panicked = thread.join();
+            workers.end();
             sessions.stop();
         })
         .await;
@@ -217,59 +184,4 @@ async fn workers_leave(shared: &Shared) {
             .collect()
     };
     futures::future::join_all(left).await;
-}
-
-fn run(shared: Arc<Shared>, doors: Vec<(TcpListener, Listener)>, started: mpsc::Sender<io::Result<Server>>) {
-    let system = ntex::rt::System::build().name("gateway").disable_signals().build(ntex::rt::DefaultRuntime);
-    system.block_on(async move {
-        let server = match serve(shared, doors).await {
-            Ok(server) => server,
-            Err(error) => {
-                let _gone = started.send(Err(error));
-                return;
-            }
-        };
-        let _gone = started.send(Ok(server.clone()));
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the MQTT workers ended");
-        }
-    });
-}
-
-async fn serve(shared: Arc<Shared>, doors: Vec<(TcpListener, Listener)>) -> io::Result<Server> {
-    let workers = shared.config.worker_count();
-    let connections_max = shared.config.connections_max;
-    let doors = Cell::new(Some(doors));
-    let configured = async |services: ServiceConfig| {
-        let mut listeners = Vec::new();
-        for (number, (socket, listener)) in doors.take().into_iter().flatten().enumerate() {
-            let name = format!("{}-{number}", listener.name());
-            services.listen(&name, socket);
-            services.config(&name, SharedCfg::new(listener.name()).add(io_config()));
-            listeners.push((name, listener));
-        }
-        let shared = shared.clone();
-        services.on_worker_start(async move |runtime: ServiceRuntime| {
-            let worker = Worker::start(shared.clone());
-            for (name, listener) in &listeners {
-                let (worker, listener) = (worker.clone(), Rc::new(listener.clone()));
-                let served = fn_service(async move |io| {
-                    mqtt::serve(io, &listener, &worker).await;
-                    Ok::<(), ()>(())
-                });
-                runtime.service(name, served);
-            }
-            Ok::<(), Infallible>(())
-        });
-        Ok(())
-    };
-    let server = ntex::server::build().workers(workers).maxconn(connections_max).disable_signals();
-    Ok(server.configure(configured).await?.run())
-}
-
-fn io_config() -> IoConfig {
-    IoConfig::new()
-        .set_read_buf(READ_BUFFER_BYTES, READ_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
-        .set_write_buf(WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES_LOW, BUFFERS_KEPT_MAX)
-        .set_write_page_size(BytePageSize::Size4)
 }

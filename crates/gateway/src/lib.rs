@@ -27,6 +27,7 @@ mod strict; // what the codec lets pass
 mod topic; // where devices publish
 mod wire; // both protocol versions as one
 mod worker; // one thread's share of it all
+mod workers; // their threads, and how connections come to them
 
 mod http; // the path of an HTTP reading
 mod line_protocol; // InfluxDB's way to write readings

@@ -104,6 +104,9 @@ async fn close(stream: Stream, client: Client, worker: &Worker) {
         let _gone = stream.shutdown().await;
     };
     let settles = async {
+        if client.connection.end().is_some() {
+            worker.appender.hurry(); // Another may wait for the seat.
+        }
         let _seated = client;
         worker.appender.handed_over().await;
     };

@@ -87,6 +87,11 @@ impl Shared {
         }
     }
 
+    /// MQTT connections, also those that have not said who they are.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
     pub(crate) fn http_logs(&self) -> MutexGuard<'_, LogBudget> {
         self.http_logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,6 +175,7 @@ impl Worker {
     }
 
     fn finish(&self, connection: u64, Ending { code, why }: Ending) {
+        self.appender.hurry(); // Its seat is wanted.
         let connection = self.connections.borrow().get(&connection).cloned();
         if let Some(connection) = connection {
             connection.finish(code, why);
