@@ -133,7 +133,7 @@ impl Appender {
         let lanes = TOPICS
             .into_iter()
             .flat_map(|topic| (0..journal.partitions(topic)).map(move |index| Partition::new(topic, index)))
-            .map(|at| LaneState::new(at))
+            .map(LaneState::new)
             .collect();
         Self {
             journal,

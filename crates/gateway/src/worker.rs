@@ -38,6 +38,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// Asked once: the system reads files to tell how many cores there are.
+    pub(crate) worker_count: usize,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) clock: Clock,
@@ -69,6 +71,7 @@ impl Shared {
         let admissions = Admissions::new(&config.admission, directory.clone(), clock.clone());
         let client_ids = format!("dunlin-{:x}-", clock.now().as_micros());
         Self {
+            worker_count: config.worker_count(),
             config,
             journal,
             directory,
@@ -124,7 +127,7 @@ impl Worker {
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Self> {
         let (orders, mailbox) = mpsc::unbounded_channel();
         let logs = Rc::new(LogBudget::new());
-        let inflight_bytes_max = (shared.config.inflight_bytes_max / shared.config.worker_count()).max(1);
+        let inflight_bytes_max = (shared.config.inflight_bytes_max / shared.worker_count).max(1);
         let appender = Rc::new(Appender::new(
             shared.journal.clone(),
             shared.pubsub.clone(),

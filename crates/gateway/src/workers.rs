@@ -53,7 +53,7 @@ impl Workers {
     pub(crate) fn start(shared: &Arc<Shared>, doors: Vec<(StdListener, Listener)>) -> io::Result<Self> {
         let doors = Arc::new(doors);
         let mut threads = Vec::new();
-        for number in 0..shared.config.worker_count() {
+        for number in 0..shared.worker_count {
             let (shared, doors) = (shared.clone(), doors.clone());
             let (end, ended) = oneshot::channel();
             let (started, starting) = mpsc::channel();
@@ -136,7 +136,7 @@ fn io_config() -> IoConfig {
 impl Worker {
     /// Whether others should take what comes.
     fn is_above_its_part(&self) -> bool {
-        let part = self.shared.connections() / self.shared.config.worker_count();
+        let part = self.shared.connections() / self.shared.worker_count;
         self.connections.borrow().len() > part + part / 8 + CONNECTIONS_ABOVE_PART_MAX
     }
 }
