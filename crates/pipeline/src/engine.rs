@@ -3,7 +3,8 @@
 //!
 //! Every device has a watermark of its own: its newest event time less the allowed lateness. So one wrong clock, or
 //! a file of last year's data, moves nobody else. Records wait until the watermark has passed them, and the rules see
-//! them in the order of event time: in whatever order they came within the lateness, the rules say the same. A device
+//! them in the order of event time: in whatever order they came within the lateness, the rules say the same. Records
+//! of a device that says no times are in the order of the journal and wait for nothing. A device
 //! that falls silent is taken to live on at the pace of the server's clock, as the receive times of the other records
 //! of the partition tell it; so waits end when they are due, and not when somebody happens to look.
 //!

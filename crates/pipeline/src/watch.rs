@@ -243,6 +243,8 @@ impl Watch {
         let top = usize::from(self.top);
         let value = self.levels[top].value(&rule.levels[top]);
         let severity = rule.levels[top].severity;
+        // Of several episodes at one time the later ones are named as if they began a moment later.
+        let at = at.max(self.since);
         Step { phase, severity, at, since: self.since, value, is_change: false }
     }
 }

@@ -60,6 +60,11 @@ impl DeviceClock {
         }
     }
 
+    /// Whether the device has said a time.
+    pub(super) fn is_known(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// How far the device's clock is ahead of the server's, in microseconds; below zero, behind.
     pub(super) fn ahead_micros(&self) -> Option<i64> {
         self.ahead

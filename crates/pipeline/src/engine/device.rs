@@ -125,7 +125,7 @@ impl Device {
         limits: &Limits,
         out: &mut Vec<AlertTransition>,
     ) -> bool {
-        let time = self.clock.correct(record);
+        let (time, lateness) = self.place(record, limits);
         if time < self.watermark {
             return false;
         }
@@ -136,7 +136,7 @@ impl Device {
             self.newest = time;
             self.newest_received_at = record.received_at;
         }
-        let to = self.newest - limits.lateness();
+        let to = self.newest - lateness;
         let readings = record.readings.iter().filter_map(|reading| {
             index.metric(reading.metric).map(|metric| (metric, Scalar::from(reading.value)))
         });
@@ -153,6 +153,17 @@ impl Device {
         self.watermark = self.watermark.max(to);
         self.advance(index, self.watermark, out);
         true
+    }
+
+    /// The time of a record in the order of its device, and how much may still come before it. A device that says no
+    /// times has one order, that of arrival, and the journal keeps it: nothing has to be waited for.
+    fn place(&mut self, record: &Record<'_>, limits: &Limits) -> (Timestamp, Duration) {
+        let time = self.clock.correct(record);
+        let says_no_time = matches!(record.time_source, TimeSource::Server | TimeSource::ServerAsTooOld);
+        match says_no_time && !self.clock.is_known() {
+            true => (time.max(self.newest), Duration::ZERO),
+            false => (time, limits.lateness()),
+        }
     }
 
     fn hold(&mut self, held: Held, limits: &Limits) {

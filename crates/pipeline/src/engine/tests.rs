@@ -42,9 +42,20 @@ fn record(told: &Told) -> Record<'_> {
         received_at: at(told.received),
         device_time: None,
         time: at(told.time),
-        time_source: TimeSource::Server,
+        // Without a device's clock to be set right: the story's times are what they are.
+        time_source: TimeSource::Device,
         readings: Readings::from_iter([Reading { metric: "temperature", value: ValueRef::F64(told.value) }]),
     }
+}
+
+/// As of a device that says no times.
+fn without_time(told: &Told) -> Record<'_> {
+    Record { time: at(told.received), time_source: TimeSource::Server, ..record(told) }
+}
+
+/// As of a device that says the times.
+fn with_time(told: &Told) -> Record<'_> {
+    Record { device_time: Some(at(told.time)), ..record(told) }
 }
 
 fn rules(when: &str) -> RuleSet {
@@ -367,14 +378,14 @@ fn what_breaks_on_a_record_costs_its_device_only() {
     let mut engine = Engine::new(limits(), &rules);
     let mut out = Vec::new();
     let story = told("a: 0s 1 | b: 0s 1 | a: 1s 1");
-    engine.evaluate(&record(&story[0]), Offset(0), &mut out);
-    engine.evaluate(&record(&story[1]), Offset(1), &mut out);
+    engine.evaluate(&without_time(&story[0]), Offset(0), &mut out);
+    engine.evaluate(&without_time(&story[1]), Offset(1), &mut out);
     // A cell that names no rule: what a bug would leave behind.
     let slot = engine.find("default", "a", device_hash("default", "a")).unwrap();
     engine.devices[slot as usize].as_mut().unwrap().cells[0].rule = 77;
-    assert_eq!(engine.evaluate(&record(&story[2]), Offset(2), &mut out), Fate::Failed);
+    assert_eq!(engine.evaluate(&without_time(&story[2]), Offset(2), &mut out), Fate::Failed);
     assert_eq!(engine.device_count(), 1);
-    assert_eq!(engine.evaluate(&record(&story[2]), Offset(3), &mut out), Fate::Evaluated);
+    assert_eq!(engine.evaluate(&without_time(&story[2]), Offset(3), &mut out), Fate::Evaluated);
 }
 
 #[test]
@@ -395,6 +406,65 @@ fn a_rule_that_breaks_on_a_silent_device_costs_that_device_alone() {
     assert_eq!((engine.take_broken(), engine.take_broken()), (vec![broken], vec![]));
     let again = &told("a: 210s 90")[0];
     assert_eq!(engine.evaluate(&record(again), Offset(2), &mut out), Fate::Evaluated);
+}
+
+/// What the records of one device bring about up to a time, as `at phase value`.
+fn said_of(rule: &str, records: &[Record<'_>], until: f64) -> String {
+    let (rules, mut out) = (rules(rule), Vec::new());
+    let mut engine = Engine::new(Limits::default(), &rules);
+    for (record, n) in records.iter().zip(0..) {
+        engine.evaluate(record, Offset(n), &mut out);
+    }
+    engine.tick(at(until), at(until), &mut out);
+    let line = |t: &AlertTransition| {
+        format!("{}s {:?} {}", t.at.as_micros() as f64 / 1e6, t.phase, t.value).to_lowercase()
+    };
+    out.iter().map(line).collect::<Vec<_>>().join(" | ")
+}
+
+#[test]
+fn a_device_that_says_no_times_is_judged_at_once_in_the_order_of_arrival() {
+    // Also those of one moment, and those that another thread stamped a little earlier.
+    let story = told("10s 90 | 10s 20 | 10s 91 | 9.9s 21 | 12s 92");
+    let story: Vec<_> = story.into_iter().map(|told| Told { received: told.time, ..told }).collect();
+    let records: Vec<_> = story.iter().map(without_time).collect();
+    let said = said_of("temperature > 80", &records, 12.0);
+    let expected =
+        "10s firing 90 | 10s resolved 20 | 10.000001s firing 91 | 10.000001s resolved 21 | 12s firing 92";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn once_a_device_has_said_a_time_its_records_wait_for_those_before_them() {
+    let story = told("10s 20 @10s | 11s 90 @11s | 10.5s 30 @11.1s | 11.5s 91 @11.5s | 13s 20 @13s");
+    let mut records: Vec<_> = story.iter().map(with_time).collect();
+    records[3] = without_time(&story[3]);
+    assert_eq!(said_of("temperature > 80", &records, 13.0), "11s firing 90", "the last may not be the last");
+}
+
+proptest! {
+    /// What is decided at once is what is decided when everything is known.
+    #[test]
+    fn not_to_wait_for_who_says_no_times_changes_nothing(
+        steps in prop::collection::vec((0u8..3, 60f64..100.0), 1..80),
+        rule in prop::sample::select(vec![
+            "temperature > 80",
+            "temperature > 80 for 3s, clear below 75",
+            "avg(temperature) over 5s > 80",
+            "rate(temperature) > 2",
+            "no data for 2s",
+        ]),
+    ) {
+        let mut now = 1_000.0;
+        let story: Vec<_> = steps.into_iter().map(|(step, value)| {
+            // Never two at one moment: those with a time are put in the order of what is in them.
+            now += f64::from(step) + 0.001;
+            Told { device: "d".into(), time: now, received: now, value }
+        }).collect();
+        let at_once: Vec<_> = story.iter().map(without_time).collect();
+        let waiting: Vec<_> = story.iter().map(record).collect();
+        prop_assert_eq!(said_of(rule, &at_once, 9_000.0), said_of(rule, &waiting, 9_000.0));
+    }
 }
 
 proptest! {
@@ -461,7 +531,7 @@ fn a_server_clock_that_was_ahead_is_forgotten_when_it_is_right_again() {
         let mut offset = 0;
         let mut say = |engine: &mut Engine, at: f64, value: u32, out: &mut Vec<AlertTransition>| {
             offset += 1;
-            engine.evaluate(&record(&told(&format!("{at}s {value}"))[0]), Offset(offset), out)
+            engine.evaluate(&without_time(&told(&format!("{at}s {value}"))[0]), Offset(offset), out)
         };
         for second in 0..20 {
             say(&mut engine, f64::from(second), 1, &mut out);
