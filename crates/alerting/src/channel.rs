@@ -71,6 +71,8 @@ pub(crate) enum SendError {
     Guard(#[from] guard::NotAllowed),
     #[error("the mail server")]
     Smtp(#[source] lettre::transport::smtp::Error),
+    #[error("the mail server has not taken the mail within {} s", .0.as_secs())]
+    SmtpSilence(Duration),
     #[error("make the mail: {0}")]
     Mail(String),
     #[error("template")]

@@ -22,7 +22,11 @@ use crate::{
 pub(super) struct Email {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     from: Mailbox,
+    timeout: Duration,
 }
+
+/// A large mail may take longer than its server may take to answer.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 impl std::fmt::Debug for Email {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -42,21 +46,28 @@ impl Email {
             SmtpTls::Starttls => Tls::Required(tls(config, host)?),
             SmtpTls::Tls => Tls::Wrapper(tls(config, host)?),
         };
+        let timeout = Duration::from_secs(config.timeout_seconds);
         let mut transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host)
             .port(port)
             .tls(tls)
-            .timeout(Some(Duration::from_secs(config.timeout_seconds)));
+            .timeout(Some(timeout));
         if let (Some(username), Some(file)) = (&config.username, &config.password_file) {
             let password = secret(&config.name, file, "password")?;
             transport = transport.credentials(Credentials::new(username.clone(), password));
         }
         let from = config.from.parse().map_err(|_| address(format!("{:?} is no address", config.from)))?;
-        Ok(Self { transport: transport.build(), from })
+        Ok(Self { transport: transport.build(), from, timeout })
     }
 
     pub(super) async fn send(&self, message: &Message, rendered: &Rendered) -> Result<(), SendError> {
         let mail = self.mail(message, rendered)?;
-        self.transport.send(mail).await.map(|_| ()).map_err(SendError::Smtp)
+        // The transport's own limit is for connecting alone.
+        let list_bytes = message.many.as_ref().and_then(|many| many.list.as_ref()).map_or(0, Vec::len);
+        let patience = self.timeout + Duration::from_secs(list_bytes as u64 / BYTES_PER_SECOND_MIN);
+        match tokio::time::timeout(patience, self.transport.send(mail)).await {
+            Ok(sent) => sent.map(|_| ()).map_err(SendError::Smtp),
+            Err(_) => Err(SendError::SmtpSilence(patience)),
+        }
     }
 
     /// The same message id in every repetition, so that whoever gets two can tell.
