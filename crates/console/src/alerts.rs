@@ -9,7 +9,7 @@ use axum::{
 };
 use dunlin_alerting::PreviewError;
 use dunlin_model::{AlertId, AlertState, Fingerprint, Severity, TenantId, Timestamp};
-use dunlin_registry::{Act, Alert, AlertFilter, NotificationFilter, User};
+use dunlin_registry::{Act, Alert, AlertFilter, NotificationFilter};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -213,87 +213,61 @@ pub(crate) struct ActBody {
     until: Option<String>,
 }
 
-type Body = Result<Option<Json<ActBody>>, JsonRejection>;
-
-pub(crate) async fn acknowledge(
+/// What people do to an alert, by the last part of the address.
+pub(crate) async fn act(
     Asker(user): Asker,
     State(console): State<Arc<Console>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Result<Json<AlertView>, Problem> {
-    act(&console, &user, &id, &Act::Acknowledge, body?.unwrap_or_default().0).await
-}
-
-pub(crate) async fn unacknowledge(
-    Asker(user): Asker,
-    State(console): State<Arc<Console>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Result<Json<AlertView>, Problem> {
-    act(&console, &user, &id, &Act::Unacknowledge, body?.unwrap_or_default().0).await
-}
-
-pub(crate) async fn comment(
-    Asker(user): Asker,
-    State(console): State<Arc<Console>>,
-    Path(id): Path<String>,
-    body: Body,
+    Path((id, name)): Path<(String, String)>,
+    body: Result<Option<Json<ActBody>>, JsonRejection>,
 ) -> Result<Json<AlertView>, Problem> {
     let Json(body) = body?.unwrap_or_default();
-    if body.comment.is_empty() {
-        return Err(Problem::invalid("comment", "say something"));
-    }
-    act(&console, &user, &id, &Act::Comment, body).await
-}
-
-pub(crate) async fn assign(
-    Asker(user): Asker,
-    State(console): State<Arc<Console>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Result<Json<AlertView>, Problem> {
-    let Json(body) = body?.unwrap_or_default();
-    if body.to.as_ref().is_some_and(|to| to.is_empty() || to.len() > NAME_BYTES_MAX) {
-        return Err(Problem::invalid("to", format!("a name has from 1 to {NAME_BYTES_MAX} bytes")));
-    }
-    let assign = Act::Assign(body.to.clone());
-    act(&console, &user, &id, &assign, body).await
-}
-
-pub(crate) async fn snooze(
-    Asker(user): Asker,
-    State(console): State<Arc<Console>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Result<Json<AlertView>, Problem> {
-    let Json(body) = body?.unwrap_or_default();
-    let now = console.desk.now();
-    let until = match (&body.span, &body.until) {
-        (Some(span), None) => now + when::span("for", span)?,
-        (None, Some(until)) => when::time("until", until)?,
-        _ => return Err(Problem::invalid("for", "say either `for` or `until`")),
+    let act = match name.as_str() {
+        "ack" => Act::Acknowledge,
+        "unack" => Act::Unacknowledge,
+        "comments" => body.comment()?,
+        "assign" => body.assign()?,
+        "snooze" => body.snooze(console.desk.now())?,
+        _ => return Err(Problem::not_found("act", &name)),
     };
-    if until <= now || until.since(now) > when::SPAN_MAX {
-        return Err(Problem::invalid("until", "a time to come, within 5 years"));
-    }
-    act(&console, &user, &id, &Act::Snooze(until), body).await
-}
-
-async fn act(
-    console: &Console,
-    user: &User,
-    id: &str,
-    act: &Act,
-    body: ActBody,
-) -> Result<Json<AlertView>, Problem> {
     if body.comment.len() > WORDS_BYTES_MAX {
         return Err(Problem::invalid("comment", format!("at most {WORDS_BYTES_MAX} bytes")));
     }
-    let who = name_of(user, body.by)?;
-    let alert = find(console, &user.tenant, id).await?;
-    let acted = console.registry.act_on_alert(&user.tenant, alert.id, act, &who, &body.comment, None).await?;
+    let who = name_of(&user, body.by)?;
+    let alert = find(&console, &user.tenant, &id).await?;
+    let acted =
+        console.registry.act_on_alert(&user.tenant, alert.id, &act, &who, &body.comment, None).await?;
     console.desk.changed();
-    acted.map(|alert| Json(alert.into())).ok_or_else(|| Problem::not_found("alert", id))
+    acted.map(|alert| Json(alert.into())).ok_or_else(|| Problem::not_found("alert", &id))
+}
+
+impl ActBody {
+    fn comment(&self) -> Result<Act, Problem> {
+        match self.comment.as_str() {
+            "" => Err(Problem::invalid("comment", "say something")),
+            _ => Ok(Act::Comment),
+        }
+    }
+
+    fn assign(&self) -> Result<Act, Problem> {
+        match &self.to {
+            Some(to) if to.is_empty() || to.len() > NAME_BYTES_MAX => {
+                Err(Problem::invalid("to", format!("a name has from 1 to {NAME_BYTES_MAX} bytes")))
+            }
+            to => Ok(Act::Assign(to.clone())),
+        }
+    }
+
+    fn snooze(&self, now: Timestamp) -> Result<Act, Problem> {
+        let until = match (&self.span, &self.until) {
+            (Some(span), None) => now + when::span("for", span)?,
+            (None, Some(until)) => when::time("until", until)?,
+            _ => return Err(Problem::invalid("for", "say either `for` or `until`")),
+        };
+        match until > now && until.since(now) <= when::SPAN_MAX {
+            true => Ok(Act::Snooze(until)),
+            false => Err(Problem::invalid("until", "a time to come, within 5 years")),
+        }
+    }
 }
 
 #[derive(Deserialize)]
