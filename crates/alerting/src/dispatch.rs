@@ -1,7 +1,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use dunlin_model::Clock;
 use dunlin_registry::{Notification, Registry, RegistryError};
@@ -36,9 +36,10 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 
 impl Dispatcher {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut let_others_first = HashSet::new();
         let mut refresh_at = self.channel.refresh_every().map(|_| Instant::now());
         while !*stop.borrow() {
-            let pause = match self.send_due(&mut stop).await {
+            let pause = match self.send_due(&mut let_others_first, &mut stop).await {
                 Ok(pause) => pause,
                 Err(error) => {
                     tracing::error!(
@@ -65,7 +66,11 @@ impl Dispatcher {
     }
 
     /// Sends all that is due, and says how long there is nothing more to do; `None` if nothing waits.
-    async fn send_due(&self, stop: &mut watch::Receiver<bool>) -> Result<Option<Duration>, RegistryError> {
+    async fn send_due(
+        &self,
+        let_others_first: &mut HashSet<String>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Option<Duration>, RegistryError> {
         loop {
             if *stop.borrow() {
                 return Ok(None);
@@ -77,7 +82,14 @@ impl Dispatcher {
                 return Ok(next.map(|at| at.since(self.clock.now())));
             }
             for batch in due.chunks(self.channel.batch_max()) {
-                let (batch, messages) = self.load(batch).await?;
+                if let [one] = batch
+                    && one.is_of_many()
+                    && self.lets_others_first(one, let_others_first).await?
+                {
+                    continue;
+                }
+                let batch = self.with_what_follows(batch).await?;
+                let (batch, messages) = self.load(&batch).await?;
                 // A receiver may take its time to answer; the stop does not. What is cut off stays due, and is sent
                 // by the next start with the same key.
                 let sent = tokio::select! {
@@ -88,6 +100,35 @@ impl Dispatcher {
                 self.remember(&batch, sent).await?;
             }
         }
+    }
+
+    /// Who takes several in one piece takes what stands behind them, too: the piece keeps the order.
+    async fn with_what_follows(&self, due: &[Notification]) -> Result<Vec<Notification>, RegistryError> {
+        let mut piece = due.to_vec();
+        let room = self.channel.batch_max() - due.len();
+        if room > 0 {
+            let name = self.channel.name();
+            piece.extend(self.registry.held_notifications(name, due, room as u32).await?);
+        }
+        Ok(piece)
+    }
+
+    /// A message of many is tried behind what should reach its receiver before it, and lets that go first once for each
+    /// try: so it comes in its order when its receiver is back, and one message that nobody takes does not hold it up.
+    async fn lets_others_first(
+        &self,
+        of_many: &Notification,
+        did: &mut HashSet<String>,
+    ) -> Result<bool, RegistryError> {
+        let key = &of_many.idempotency_key;
+        if did.remove(key) {
+            return Ok(false);
+        }
+        self.registry.close_gathering(key).await?;
+        let Some(until) = self.registry.tried_before(key).await? else { return Ok(false) };
+        did.insert(key.clone());
+        self.registry.postpone_notification(key, until + Duration::from_micros(1)).await?;
+        Ok(true)
     }
 
     /// What the notifications say. One that cannot be read is given up.
@@ -126,7 +167,8 @@ impl Dispatcher {
             return self.registry.notifications_sent(&keys).await;
         };
         let words = dunlin_model::chain(&error);
-        for notification in batch {
+        // What is held stands behind what failed as before.
+        for notification in batch.iter().filter(|n| !n.is_held) {
             let key = &notification.idempotency_key;
             self.metrics.failed.get_or_create(&by).inc();
             let attempts = notification.attempts + 1;

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use dunlin_model::{AlertId, AlertTransition, Fingerprint, Timestamp};
+use dunlin_model::{AlertId, AlertPhase, AlertTransition, Fingerprint, Timestamp};
 use dunlin_registry::{Alert, AlertWork, Registry, RegistryError, Timer, TimerKind};
 use tokio::sync::Notify;
 
@@ -45,23 +45,27 @@ impl Executor {
         next: u64,
     ) -> Result<u64, RegistryError> {
         let mut work = self.registry.alert_work().await?;
-        let fingerprints: BTreeSet<Fingerprint> = transitions.iter().map(|t| t.fingerprint).collect();
-        let fingerprints: Vec<Fingerprint> = fingerprints.into_iter().collect();
         let mut absorbed = Absorbed::default();
-        let mut firings = HashMap::new();
+        let mut flaps = HashMap::new();
         let mut fresh_count = 0;
         let begun = transitions.iter().map(|t| t.since).min();
         if let Some((oldest, from)) = begun.zip(transitions.iter().map(|t| t.at).min()) {
-            firings = work.firings(&fingerprints, from - self.policy.flap_within).await?;
+            let all = fingerprints(transitions.iter());
+            let begins = fingerprints(transitions.iter().filter(|t| t.phase == AlertPhase::Firing));
+            flaps = self.flaps(&mut work, &all, Some((&begins, from))).await?;
             let mut fresh = work.remember(transitions).await?;
             fresh_count = fresh.len() as u64;
             if fresh_count > 0 {
-                let open = work.open_alerts(&fingerprints).await?;
-                let known = work.episodes(&fingerprints, oldest).await?;
+                let open = open_alerts(&mut work, transitions).await?;
+                let goes_on = |t: &&AlertTransition| {
+                    open.get(&t.fingerprint).is_some_and(|alert| alert.id == t.alert())
+                };
+                let others = fingerprints(transitions.iter().filter(|t| !goes_on(t)));
+                let known = work.episodes(&others, oldest).await?;
                 absorbed = absorb(open, &known, transitions.iter().filter(|t| fresh.remove(&t.id)));
             }
         }
-        self.carry_out(&mut work, absorbed, firings).await?;
+        self.carry_out(&mut work, absorbed, flaps).await?;
         work.move_position(CONSUMER, partition, next).await?;
         work.commit().await?;
         self.wake();
@@ -76,21 +80,44 @@ impl Executor {
             return Ok(false);
         }
         let fingerprints: BTreeSet<Fingerprint> = timers.iter().map(|t| t.alert.fingerprint).collect();
-        let newest = work.newest_alerts(&fingerprints.into_iter().collect::<Vec<_>>()).await?;
+        let fingerprints: Vec<Fingerprint> = fingerprints.into_iter().collect();
+        let newest = work.newest_alerts(&fingerprints).await?;
+        let flaps = self.flaps(&mut work, &fingerprints, None).await?;
         let matters = timers.iter().filter_map(|timer| matter_of(timer, &newest)).collect();
         let is_all = timers.len() < TIMERS_MAX as usize;
         let absorbed = Absorbed { matters, ..Absorbed::default() };
-        self.carry_out(&mut work, absorbed, HashMap::new()).await?;
+        self.carry_out(&mut work, absorbed, flaps).await?;
         work.commit().await?;
         self.wake();
         Ok(!is_all)
+    }
+
+    /// Which of these flap, and when those that fire anew, from a time on, fired before and do not flap.
+    async fn flaps(
+        &self,
+        work: &mut AlertWork,
+        fingerprints: &[Fingerprint],
+        fire: Option<(&[Fingerprint], Timestamp)>,
+    ) -> Result<HashMap<Fingerprint, Flap>, RegistryError> {
+        let mut flaps = HashMap::<_, Flap>::new();
+        for timer in work.calm_timers(fingerprints).await? {
+            flaps.entry(timer.alert.fingerprint).or_default().flapping = Some(timer.targets);
+        }
+        if let Some(((fire, from), firings_max)) = fire.zip(self.policy.flap_firings) {
+            let calm: Vec<_> = fire.iter().copied().filter(|f| !flaps.contains_key(f)).collect();
+            let firings = work.firings(&calm, from - self.policy.flap_within, firings_max).await?;
+            for (fingerprint, firings) in firings {
+                flaps.insert(fingerprint, Flap { firings, flapping: None });
+            }
+        }
+        Ok(flaps)
     }
 
     async fn carry_out(
         &self,
         work: &mut AlertWork,
         absorbed: Absorbed,
-        firings: HashMap<Fingerprint, Vec<Timestamp>>,
+        flaps: HashMap<Fingerprint, Flap>,
     ) -> Result<(), RegistryError> {
         let Absorbed { mut alerts, matters, over } = absorbed;
         if !over.is_empty() {
@@ -98,7 +125,7 @@ impl Executor {
         }
         let plan = match matters.is_empty() {
             true => Plan::default(),
-            false => plan(&self.policy, self.look(work, &alerts, &matters, firings).await?, &matters),
+            false => plan(&self.policy, self.look(work, &alerts, &matters, flaps).await?, &matters),
         };
         for matter in &matters {
             if let Some(told) = plan.told.get(&matter.alert.id) {
@@ -106,7 +133,8 @@ impl Executor {
                 alert.told = Some(told.clone());
             }
         }
-        let alerts: Vec<Alert> = alerts.into_values().collect();
+        let mut alerts: Vec<Alert> = alerts.into_values().collect();
+        alerts.sort_unstable_by_key(|alert| alert.id);
         work.put_alerts(&alerts).await?;
         let over: HashSet<AlertId> = over.into_iter().collect();
         let timers: Vec<Timer> = plan
@@ -128,9 +156,9 @@ impl Executor {
         work: &mut AlertWork,
         alerts: &HashMap<AlertId, Alert>,
         matters: &[Matter],
-        firings: HashMap<Fingerprint, Vec<Timestamp>>,
+        flaps: HashMap<Fingerprint, Flap>,
     ) -> Result<World, RegistryError> {
-        let mut world = World { now: work.now(), ..World::default() };
+        let mut world = World { now: work.now(), flaps, ..World::default() };
         for silence in work.silences().await? {
             match Matchers::restore(&silence.matchers) {
                 Ok(matchers) => world.silences.push((silence, matchers)),
@@ -143,14 +171,6 @@ impl Executor {
             }
         }
         self.look_for_gateways(work, alerts, matters, &mut world).await?;
-        let fingerprints: BTreeSet<Fingerprint> = matters.iter().map(|m| m.alert.id.fingerprint).collect();
-        let fingerprints: Vec<Fingerprint> = fingerprints.into_iter().collect();
-        for (fingerprint, firings) in firings {
-            world.flaps.insert(fingerprint, Flap { firings, flapping: None });
-        }
-        for timer in work.calm_timers(&fingerprints).await? {
-            world.flaps.entry(timer.alert.fingerprint).or_default().flapping = Some(timer.targets);
-        }
         world.budgets = work.budgets().await?;
         world.gatherings = work.gatherings().await?;
         Ok(world)
@@ -192,6 +212,30 @@ impl Executor {
         self.senders.iter().for_each(|sender| sender.notify_one());
         self.reminder.notify_one();
     }
+}
+
+/// Each once.
+fn fingerprints<'a>(transitions: impl Iterator<Item = &'a AlertTransition>) -> Vec<Fingerprint> {
+    let each: BTreeSet<Fingerprint> = transitions.map(|t| t.fingerprint).collect();
+    each.into_iter().collect()
+}
+
+/// What is not over of what these transitions are of.
+async fn open_alerts(
+    work: &mut AlertWork,
+    transitions: &[AlertTransition],
+) -> Result<HashMap<Fingerprint, Alert>, RegistryError> {
+    let mut of_tenants = HashMap::<&str, BTreeSet<Fingerprint>>::new();
+    for t in transitions {
+        of_tenants.entry(&t.tenant).or_default().insert(t.fingerprint);
+    }
+    let mut open = HashMap::new();
+    for (tenant, fingerprints) in of_tenants {
+        let fingerprints: Vec<Fingerprint> = fingerprints.into_iter().collect();
+        let alerts = work.open_alerts(tenant, &fingerprints).await?;
+        open.extend(alerts.into_iter().map(|alert| (alert.id.fingerprint, alert)));
+    }
+    Ok(open)
 }
 
 /// What a timer is about; nothing if its alert is not the newest of its fingerprint, and so is over.

@@ -19,7 +19,8 @@ pub(crate) struct Follower {
     pub(crate) position: Option<Offset>,
 }
 
-const READ_BYTES_MAX: usize = 256 << 10;
+/// Large stretches cost less each, as they change many rows of one page of the registry.
+const READ_BYTES_MAX: usize = 1 << 20;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// The journal's progress is that of all topics, so most of it is none of ours: no look sooner than this after one
 /// that found nothing.

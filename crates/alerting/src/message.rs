@@ -173,7 +173,7 @@ impl Message {
         now: Timestamp,
     ) -> Result<Option<Self>, RegistryError> {
         let Notification { idempotency_key: key, recipient, tenant, what, body, .. } = notification;
-        if !matches!(what.as_str(), "digest" | "group") {
+        if !notification.is_of_many() {
             let Ok(mut facts) = serde_json::from_str::<Facts>(body) else { return Ok(None) };
             if facts.what.is_empty() {
                 // Of a version that said only the state.

@@ -139,7 +139,7 @@ impl Planner<'_> {
         }
         let from = matter.at - self.policy.flap_within;
         let lately = flap.firings.iter().filter(|at| **at > from && **at <= matter.at).count();
-        if (lately as u64) < self.policy.flap_firings {
+        if self.policy.flap_firings.is_none_or(|firings| lately < firings as usize) {
             return self.tell_first_step(matter, name_of(&matter.what), matter.what == What::Fired);
         }
         self.tell_first_step(matter, "flapping", true);
@@ -154,7 +154,8 @@ impl Planner<'_> {
     }
 
     fn flapping_words(&self) -> String {
-        let (firings, within) = (self.policy.flap_firings, self.policy.flap_within.as_secs());
+        let firings = self.policy.flap_firings.unwrap_or_default();
+        let within = self.policy.flap_within.as_secs();
         let quiet = self.policy.flap_quiet.as_secs();
         format!(
             "it flaps: it fired {firings} times within {within} s, and is told again after {quiet} s of quiet"

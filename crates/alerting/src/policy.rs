@@ -12,7 +12,8 @@ use crate::{
 
 #[derive(Debug)]
 pub(crate) struct Policy {
-    pub(crate) flap_firings: u64,
+    /// `None`: nothing flaps.
+    pub(crate) flap_firings: Option<u32>,
     pub(crate) flap_within: Duration,
     pub(crate) flap_quiet: Duration,
     pub(crate) down_rules: Vec<WildMatch>,
@@ -55,6 +56,9 @@ pub(crate) struct Step {
     pub(crate) wait: Duration,
 }
 
+/// Firings of one alert that are counted.
+const FLAP_FIRINGS_MAX: u32 = 1_000;
+
 impl Policy {
     pub(crate) fn new(config: &Config) -> Result<Self, InvalidConfig> {
         config.check()?;
@@ -93,7 +97,9 @@ impl Policy {
             });
         }
         Ok(Self {
-            flap_firings: config.flapping.firings.max(1),
+            flap_firings: u32::try_from(config.flapping.firings)
+                .ok()
+                .filter(|firings| (1..=FLAP_FIRINGS_MAX).contains(firings)),
             flap_within: Duration::from_secs(config.flapping.within_seconds),
             flap_quiet: Duration::from_secs(config.flapping.quiet_seconds),
             down_rules: config.dependencies.down_rules.iter().map(|glob| WildMatch::new(glob)).collect(),

@@ -70,6 +70,11 @@ impl RegistryError {
 
 const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const ROWS_BUFFERED: usize = 1_024;
+/// As far as it is used. What one transaction changes should fit: what does not is written twice.
+const WRITER_CACHE_KIB: u32 = 64 << 10;
+/// 64 MiB of the write-ahead log.
+const CHECKPOINT_PAGES: &str = "16384";
 
 impl Registry {
     /// Opens or creates the database file and brings it to this version's schema.
@@ -81,9 +86,18 @@ impl Registry {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
+            // As many as any question of a busy writer has: a full buffer costs two changes of thread a row.
+            .row_buffer_size(ROWS_BUFFERED)
             // A slow statement is no news that anybody needs in full.
             .disable_statement_logging();
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let of_writer = options
+            .clone()
+            .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
+            // What a statement of many rows might have to take back.
+            .pragma("temp_store", "memory")
+            // More rarely: what many transactions change goes into the file once.
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(of_writer).await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)

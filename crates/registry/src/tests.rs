@@ -293,6 +293,13 @@ async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
     tell(&registry, &first).await; // Said again: nothing.
     tell(&registry, &[told("again", "pump-1", "w", Due), told("fired", "pump-1", "x", Due)]).await;
     assert_eq!(due(&registry, "w").await, ["fired", "other"], "one of each alert");
+    let first = registry.due_notifications("w", 10).await.unwrap();
+    for (limit, behind) in [(10, &["over", "again"][..]), (1, &["over"])] {
+        let held = registry.held_notifications("w", &first, limit).await.unwrap();
+        assert!(
+            held.iter().all(|n| n.is_held) && held.iter().map(|n| n.body.as_str()).eq(behind.iter().copied())
+        );
+    }
     registry.notifications_sent(&["other-w"]).await.unwrap();
 
     // The first is refused and waits: what comes after it waits, too, and nobody need look before.
@@ -353,6 +360,75 @@ async fn a_message_of_many_has_what_it_had_when_it_closed() {
     assert_eq!((first[0].device.as_str(), second[0].device.as_str(), second.len()), ("pump-1", "pump-2", 1));
     let counts = registry.carried_counts("digest-w").await.unwrap();
     assert_eq!(counts.into_values().collect::<Vec<_>>(), [2]);
+}
+
+/// A message of many that is still open, and what it carries.
+fn digest(key: &str, devices: &[&str]) -> Vec<NewNotification> {
+    let carrier = format!("{key}-w");
+    let members = devices.len() as u64;
+    let closes_at = Timestamp::from_micros(1_600_000_000_000_000);
+    let open = NewNotification {
+        alert: None,
+        what: "digest".into(),
+        ..told(key, "", "w", NotificationState::Gathering { members, closes_at })
+    };
+    let carried = |device: &&str| {
+        let state = NotificationState::Carried { carrier: carrier.clone(), reason: "many".into() };
+        told(&format!("{key}-{device}"), device, "w", state)
+    };
+    std::iter::once(open).chain(devices.iter().map(carried)).collect()
+}
+
+#[tokio::test]
+async fn what_follows_a_message_of_many_waits_for_it_and_others_do_not() {
+    use NotificationState::Due;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let mut all = digest("d1", &["pump-1", "pump-2"]);
+    all.push(told("over", "pump-1", "w", Due));
+    tell(&registry, &all).await;
+    tell(&registry, &[told("again", "pump-1", "w", Due), told("other", "pump-3", "w", Due)]).await;
+    let elsewhere = NewNotification { recipient: "eve".into(), ..told("eve", "pump-1", "w", Due) };
+    tell(&registry, &[elsewhere, told("end", "pump-2", "w", Due)]).await;
+    assert_eq!(due(&registry, "w").await, ["d1", "other", "eve"]);
+
+    assert_eq!(registry.close_gathering("d1-w").await.unwrap(), 2);
+    let later = Timestamp::from_micros(1_800_000_000_000_000);
+    registry.notification_failed("d1-w", "503", Some(later)).await.unwrap();
+    tell(&registry, &[told("late", "pump-2", "w", Due)]).await;
+    assert_eq!(due(&registry, "w").await, ["other", "eve"], "also while it is tried again");
+    // A younger one that tells of the same alert does not let go of what the older one holds up.
+    tell(&registry, &digest("d2", &["pump-2"])).await;
+    registry.notifications_sent(&["other-w", "eve-w", "d2-w"]).await.unwrap();
+    assert!(due(&registry, "w").await.is_empty());
+
+    registry.notifications_sent(&["d1-w"]).await.unwrap();
+    assert_eq!(due(&registry, "w").await, ["over", "end"], "one of each alert");
+    registry.notifications_sent(&["over-w"]).await.unwrap();
+    assert_eq!(due(&registry, "w").await, ["again", "end"]);
+}
+
+#[tokio::test]
+async fn a_message_of_many_lets_what_its_alerts_said_before_it_go_first() {
+    use NotificationState::Due;
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    tell(&registry, &[told("fired", "pump-1", "w", Due), told("fired", "pump-9", "x", Due)]).await;
+    tell(&registry, &digest("d1", &["pump-1"])).await;
+    let before = async |key| registry.tried_before(key).await.unwrap();
+    assert_eq!(before("d1-w").await, None, "it is due by itself");
+    let later = Timestamp::from_micros(1_800_000_000_000_000);
+    registry.notification_failed("fired-w", "503", Some(later)).await.unwrap();
+    assert_eq!(before("d1-w").await, Some(later));
+    registry.close_gathering("d1-w").await.unwrap();
+    registry.postpone_notification("d1-w", later).await.unwrap();
+    assert!(due(&registry, "w").await.is_empty());
+    assert_eq!(registry.due_notifications("x", 10).await.unwrap().len(), 1);
+
+    // Of other alerts it does not wait for anybody but an older one of its kind.
+    registry.notifications_sent(&["fired-w"]).await.unwrap();
+    tell(&registry, &digest("d2", &["pump-2"])).await;
+    assert_eq!((before("d1-w").await, before("d2-w").await), (None, Some(later)));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use dunlin_model::{AlertPhase, AlertState, AlertStep, Clock, Severity, TenantId, Timestamp, TransitionId};
+use dunlin_model::{AlertState, AlertStep, Clock, Severity, TenantId, Timestamp, TransitionId};
 use dunlin_registry::{Act, AlertFilter, NewSilence, NotificationFilter};
 use proptest::prelude::*;
 

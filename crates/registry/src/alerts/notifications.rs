@@ -12,6 +12,9 @@ use crate::{Registry, RegistryError};
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
 
+/// Messages of many that were not sent yet. Few: an index has these alone.
+pub(super) const UNSENT_OF_MANY: &str = "what IN ('digest', 'group') AND state IN ('gathering', 'due')";
+
 /// A message to a channel that waits to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
@@ -28,6 +31,15 @@ pub struct Notification {
     pub members: u64,
     /// May still take more; `close_gathering` before it is sent.
     pub is_gathering: bool,
+    /// Stands behind another of its alert.
+    pub is_held: bool,
+}
+
+impl Notification {
+    /// A digest or a group.
+    pub fn is_of_many(&self) -> bool {
+        matches!(self.what.as_str(), "digest" | "group")
+    }
 }
 
 /// Somebody who might be told something.
@@ -119,6 +131,7 @@ pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) ->
     let (mut seq,): (i64,) =
         sqlx::query_as("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
     let mut queue = Queue::of(tx, new).await?;
+    let has_due = new.iter().any(|n| n.state == NotificationState::Due);
     let mut to_send = 0;
     for part in new.chunks(INSERT_ROWS_MAX) {
         let sql = format!(
@@ -135,6 +148,9 @@ pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) ->
                 NotificationState::Due => queue.place(n),
                 _ => (n.state.name(), None),
             };
+            if has_due && matches!(n.state, NotificationState::Carried { .. }) {
+                queue.goes_ahead(n);
+            }
             let (reason, carrier, members, next_at) = match &n.state {
                 NotificationState::Due => (None, None, 0, now),
                 NotificationState::Gathering { members, closes_at } => (None, None, *members, *closes_at),
@@ -171,15 +187,19 @@ pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) ->
 /// Who stands where already.
 struct Queue {
     waiting: HashMap<String, i64>,
-    /// Channel, recipient and fingerprint of what is to be sent first.
+    /// Channel, recipient and fingerprint of what is to be sent first, by itself or in a message of many.
     ahead: HashSet<(String, String, String)>,
 }
 
 impl Queue {
     async fn of(tx: &mut Tx, new: &[NewNotification]) -> Result<Self, RegistryError> {
         let mut queue = Self { waiting: HashMap::new(), ahead: HashSet::new() };
-        let due = || new.iter().filter(|n| n.state == NotificationState::Due);
-        if due().next().is_none() {
+        let mut due = BTreeMap::<&str, HashSet<String>>::new();
+        for n in new.iter().filter(|n| n.state == NotificationState::Due) {
+            let of_channel = due.entry(&n.channel).or_default();
+            of_channel.extend(n.alert.map(|alert| alert.fingerprint.to_string()));
+        }
+        if due.is_empty() {
             return Ok(queue);
         }
         let counts: Vec<(String, i64)> = sqlx::query_as(
@@ -188,56 +208,122 @@ impl Queue {
         .fetch_all(&mut *tx)
         .await?;
         queue.waiting = counts.into_iter().collect();
-        let fingerprints: HashSet<String> =
-            due().filter_map(|n| n.alert).map(|alert| alert.fingerprint.to_string()).collect();
-        let fingerprints: Vec<String> = fingerprints.into_iter().collect();
-        for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
-                "SELECT DISTINCT channel, recipient, fingerprint FROM notifications
-                 WHERE state IN ('due', 'held') AND fingerprint IN ({})",
-                list(1, part.len())
-            );
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-            for fingerprint in part {
-                query = query.bind(fingerprint);
-            }
-            queue.ahead.extend(query.fetch_all(&mut *tx).await?);
+        for (channel, fingerprints) in due {
+            let fingerprints: Vec<String> = fingerprints.into_iter().collect();
+            queue.stand_behind_waiting(tx, channel, &fingerprints).await?;
+            queue.stand_behind_carried(tx, channel, &fingerprints).await?;
         }
         Ok(queue)
     }
 
+    async fn stand_behind_waiting(
+        &mut self,
+        tx: &mut Tx,
+        channel: &str,
+        fingerprints: &[String],
+    ) -> Result<(), RegistryError> {
+        for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
+            let sql = format!(
+                "SELECT DISTINCT channel, recipient, fingerprint FROM notifications
+                 WHERE channel = $1 AND state IN ('due', 'held') AND fingerprint IN ({})",
+                list(2, part.len())
+            );
+            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(channel);
+            for fingerprint in part {
+                query = query.bind(fingerprint);
+            }
+            self.ahead.extend(query.fetch_all(&mut *tx).await?);
+        }
+        Ok(())
+    }
+
+    async fn stand_behind_carried(
+        &mut self,
+        tx: &mut Tx,
+        channel: &str,
+        fingerprints: &[String],
+    ) -> Result<(), RegistryError> {
+        let (oldest,): (Option<i64>,) = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT MIN(created_seq) FROM notifications WHERE channel = $1 AND {UNSENT_OF_MANY}"
+        )))
+        .bind(channel)
+        .fetch_one(&mut *tx)
+        .await?;
+        // What it carries is younger than itself.
+        let Some(oldest) = oldest else { return Ok(()) };
+        for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
+            let sql = format!(
+                "SELECT DISTINCT told.channel, told.recipient, told.fingerprint FROM notifications AS told
+                 JOIN notifications AS many ON many.idempotency_key = told.carrier
+                 WHERE told.channel = $1 AND told.created_seq > $2 AND many.state IN ('gathering', 'due')
+                   AND told.fingerprint IN ({})",
+                list(3, part.len())
+            );
+            let query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+            let mut query = query.bind(channel).bind(oldest);
+            for fingerprint in part {
+                query = query.bind(fingerprint);
+            }
+            self.ahead.extend(query.fetch_all(&mut *tx).await?);
+        }
+        Ok(())
+    }
+
+    /// In what state it waits, and why if it does not.
     fn place(&mut self, n: &NewNotification) -> (&'static str, Option<&'static str>) {
         let waiting = self.waiting.entry(n.channel.clone()).or_default();
         if *waiting >= NOTIFICATIONS_DUE_MAX {
             return ("dead", Some("too many notifications wait for this channel"));
         }
         *waiting += 1;
-        let Some(alert) = n.alert else { return ("due", None) };
-        let of = (n.channel.clone(), n.recipient.clone(), alert.fingerprint.to_string());
-        if self.ahead.insert(of) { ("due", None) } else { ("held", None) }
+        if self.goes_ahead(n) { ("due", None) } else { ("held", None) }
+    }
+
+    /// Notes that what comes after it stands behind it; false if it stands behind something itself.
+    fn goes_ahead(&mut self, n: &NewNotification) -> bool {
+        let Some(alert) = n.alert else { return true };
+        self.ahead.insert((n.channel.clone(), n.recipient.clone(), alert.fingerprint.to_string()))
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct DueRow {
+    idempotency_key: String,
+    tenant: String,
+    recipient: String,
+    what: String,
+    body: String,
+    attempts: i64,
+    members: i64,
+    state: String,
+}
+
+impl DueRow {
+    fn of(self, channel: &str) -> Notification {
+        Notification {
+            idempotency_key: self.idempotency_key,
+            tenant: self.tenant,
+            channel: channel.to_owned(),
+            recipient: self.recipient,
+            what: self.what,
+            body: self.body,
+            attempts: self.attempts as u32,
+            members: self.members as u64,
+            is_gathering: self.state == "gathering",
+            is_held: self.state == "held",
+        }
     }
 }
 
 impl Registry {
-    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one
-    /// is sent or given up.
+    /// What is due on a channel, oldest first; at most one of each alert: what comes after it is held until this one,
+    /// or the message of many that tells it, is sent or given up.
     pub async fn due_notifications(
         &self,
         channel: &str,
         limit: u32,
     ) -> Result<Vec<Notification>, RegistryError> {
-        #[derive(sqlx::FromRow)]
-        struct Row {
-            idempotency_key: String,
-            tenant: String,
-            recipient: String,
-            what: String,
-            body: String,
-            attempts: i64,
-            members: i64,
-            state: String,
-        }
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<DueRow> = sqlx::query_as(
             "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
              WHERE channel = $1 AND state IN ('due', 'gathering') AND next_at <= $2
              ORDER BY next_at, created_seq LIMIT $3",
@@ -247,18 +333,37 @@ impl Registry {
         .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
-        let all = rows.into_iter().map(|row| Notification {
-            idempotency_key: row.idempotency_key,
-            tenant: row.tenant,
-            channel: channel.to_owned(),
-            recipient: row.recipient,
-            what: row.what,
-            body: row.body,
-            attempts: row.attempts as u32,
-            members: row.members as u64,
-            is_gathering: row.state == "gathering",
-        });
-        Ok(all.collect())
+        Ok(rows.into_iter().map(|row| row.of(channel)).collect())
+    }
+
+    /// What stands on a channel behind these and nothing else, in its order: of who takes several in one piece.
+    pub async fn held_notifications(
+        &self,
+        channel: &str,
+        behind: &[Notification],
+        limit: u32,
+    ) -> Result<Vec<Notification>, RegistryError> {
+        let mut held = Vec::new();
+        for part in behind.chunks(STATEMENT_ROWS_MAX) {
+            let left = i64::from(limit) - held.len() as i64;
+            if left <= 0 {
+                break;
+            }
+            let sql = format!(
+                "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
+                 WHERE channel = $1 AND state IN ('due', 'held') AND state = 'held' AND fingerprint IN (
+                     SELECT fingerprint FROM notifications WHERE idempotency_key IN ({}))
+                 ORDER BY created_seq LIMIT $2",
+                list(3, part.len())
+            );
+            let mut query =
+                sqlx::query_as::<_, DueRow>(AssertSqlSafe(sql)).persistent(false).bind(channel).bind(left);
+            for first in part {
+                query = query.bind(&first.idempotency_key);
+            }
+            held.extend(query.fetch_all(&self.readers).await?.into_iter().map(|row| row.of(channel)));
+        }
+        Ok(held)
     }
 
     /// When the next notification of a channel is due; `None` if none waits.
@@ -290,6 +395,41 @@ impl Registry {
                 .await?;
         tx.commit().await?;
         Ok(members as u64)
+    }
+
+    /// When all that should reach the receiver before a message of many will have been tried again; `None`: now. That is
+    /// what its alerts said earlier, and older messages of many.
+    pub async fn tried_before(&self, idempotency_key: &str) -> Result<Option<Timestamp>, RegistryError> {
+        let (at,): (Option<i64>,) = sqlx::query_as(
+            "SELECT MAX(earlier.next_at) FROM notifications AS many JOIN notifications AS earlier
+               ON earlier.channel = many.channel AND earlier.recipient = many.recipient
+             WHERE many.idempotency_key = $1 AND earlier.state IN ('due', 'gathering') AND earlier.state = 'due'
+               AND earlier.next_at > $2 AND (
+                 (earlier.what IN ('digest', 'group') AND earlier.created_seq < many.created_seq)
+                 OR EXISTS (
+                   SELECT 1 FROM notifications AS told
+                   WHERE told.fingerprint = earlier.fingerprint AND told.created_seq > earlier.created_seq
+                     AND COALESCE(told.carrier, '') = many.idempotency_key))",
+        )
+        .bind(idempotency_key)
+        .bind(self.clock.now().as_micros())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(at.map(Timestamp::from_micros))
+    }
+
+    /// Is due later; no try.
+    pub async fn postpone_notification(
+        &self,
+        idempotency_key: &str,
+        until: Timestamp,
+    ) -> Result<(), RegistryError> {
+        sqlx::query("UPDATE notifications SET next_at = $2 WHERE idempotency_key = $1 AND state = 'due'")
+            .bind(idempotency_key)
+            .bind(until.as_micros())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
     }
 
     /// What a message of many tells, in its order, from behind `after` on.
@@ -382,16 +522,18 @@ impl Registry {
     pub async fn notifications_sent(&self, idempotency_keys: &[&str]) -> Result<(), RegistryError> {
         let now = self.clock.now().as_micros();
         let mut tx = self.writer.begin().await?;
-        for key in idempotency_keys {
-            sqlx::query(
-                "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL, sent_at = $2
-                 WHERE idempotency_key = $1",
-            )
-            .bind(*key)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-            release_next(&mut tx, key, now).await?;
+        for part in idempotency_keys.chunks(STATEMENT_ROWS_MAX) {
+            let sql = format!(
+                "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL, sent_at = $1
+                 WHERE idempotency_key IN ({})",
+                list(2, part.len())
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == 1).bind(now);
+            for key in part {
+                query = query.bind(*key);
+            }
+            query.execute(&mut *tx).await?;
+            release(&mut tx, part, now).await?;
         }
         tx.commit().await?;
         Ok(())
@@ -415,7 +557,7 @@ impl Registry {
         .bind(retry_at.unwrap_or_default().as_micros())
         .execute(&mut *tx)
         .await?;
-        release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
+        release(&mut tx, &[idempotency_key], self.clock.now().as_micros()).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -502,21 +644,46 @@ impl Registry {
     }
 }
 
-/// The oldest that its alert still has to tell the target of `idempotency_key` becomes due, if it is held.
-async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE notifications SET state = 'due', next_at = $2
-         WHERE state = 'held' AND idempotency_key = (
-             SELECT waiting.idempotency_key FROM notifications AS done
-             JOIN notifications AS waiting
-               ON waiting.channel = done.channel AND waiting.recipient = done.recipient
-                  AND waiting.fingerprint = done.fingerprint
-             WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
-             ORDER BY waiting.created_seq LIMIT 1)",
-    )
-    .bind(idempotency_key)
-    .bind(now)
-    .execute(tx)
-    .await?;
+/// What notifications that are through held up becomes due, unless something else of its alert stands before it still.
+async fn release(tx: &mut Tx, idempotency_keys: &[&str], now: i64) -> Result<(), RegistryError> {
+    let first_of = |whose: &str| {
+        format!(
+            "(SELECT MIN(first.created_seq) FROM notifications AS first
+              WHERE first.channel = {whose}.channel AND first.fingerprint = {whose}.fingerprint
+                AND first.recipient = {whose}.recipient AND first.state IN ('due', 'held'))"
+        )
+    };
+    let of_its_alert =
+        format!("held.fingerprint = done.fingerprint AND held.created_seq = {}", first_of("done"));
+    let of_those_it_carried = format!(
+        "done.what IN ('digest', 'group') AND held.created_seq = {} AND EXISTS (
+             SELECT 1 FROM notifications AS told
+             WHERE told.fingerprint = held.fingerprint AND told.created_seq < held.created_seq
+               AND COALESCE(told.carrier, '') = done.idempotency_key)",
+        first_of("held")
+    );
+    for which in [of_its_alert, of_those_it_carried] {
+        let sql = format!(
+            "UPDATE notifications SET state = 'due', next_at = $1 WHERE idempotency_key IN (
+                 SELECT held.idempotency_key FROM notifications AS done JOIN notifications AS held
+                   ON held.channel = done.channel AND held.recipient = done.recipient
+                 WHERE done.idempotency_key IN ({keys})
+                   AND held.state IN ('due', 'held') AND held.state = 'held' AND {which}
+                   AND NOT EXISTS (
+                     SELECT 1 FROM notifications AS told
+                     JOIN notifications AS many ON many.idempotency_key = told.carrier
+                     WHERE told.channel = held.channel AND told.recipient = held.recipient
+                       AND told.fingerprint = held.fingerprint AND many.state IN ('gathering', 'due')
+                       AND told.created_seq < held.created_seq AND told.created_seq > (
+                         SELECT MIN(created_seq) FROM notifications
+                         WHERE channel = held.channel AND {UNSENT_OF_MANY})))",
+            keys = list(2, idempotency_keys.len()),
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(idempotency_keys.len() == 1).bind(now);
+        for key in idempotency_keys {
+            query = query.bind(*key);
+        }
+        query.execute(&mut *tx).await?;
+    }
     Ok(())
 }

@@ -4,7 +4,8 @@ use dunlin_model::{AlertId, AlertPhase, AlertTransition, Fingerprint, Timestamp,
 use sqlx::{AssertSqlSafe, Sqlite, Transaction};
 
 use super::{
-    Alert, COLUMNS, NewNotification, Row, Silence, alert_of, fingerprint_of, lines_of, list, notifications,
+    Alert, COLUMNS, NewNotification, Row, Silence, alert_of, fingerprint_of, lines_of, list,
+    notifications::{self, UNSENT_OF_MANY},
     places, silences, take_turn,
 };
 use crate::{Registry, RegistryError};
@@ -14,9 +15,6 @@ pub(super) const STATEMENT_ROWS_MAX: usize = 200;
 /// Rows that one statement writes. SQLite looks parameters like `$1` up one by one, so the work grows with the square of
 /// their number; and statements of this size are prepared once.
 pub(super) const INSERT_ROWS_MAX: usize = 20;
-
-/// Firings that are looked at to find what flaps.
-const FIRINGS_MAX: usize = 20_000;
 
 /// All that alerting reads and writes for one stretch of work: it happens, or nothing of it does. While it lasts
 /// nobody else changes alerts.
@@ -156,15 +154,26 @@ impl AlertWork {
         &mut self,
         transitions: &[AlertTransition],
     ) -> Result<HashSet<TransitionId>, RegistryError> {
-        let mut fresh = HashSet::new();
-        for part in transitions.chunks(INSERT_ROWS_MAX) {
+        let mut fresh: HashSet<TransitionId> = transitions.iter().map(|t| t.id).collect();
+        for part in transitions.chunks(STATEMENT_ROWS_MAX) {
+            let sql = format!("SELECT id FROM alert_transitions WHERE id IN ({})", list(1, part.len()));
+            let mut query = sqlx::query_as::<_, (String,)>(AssertSqlSafe(sql)).persistent(false);
+            for t in part {
+                query = query.bind(t.id.to_string());
+            }
+            for (id,) in query.fetch_all(&mut *self.tx).await? {
+                fresh.remove(&TransitionId(fingerprint_of(&id)?.0));
+            }
+        }
+        let new: Vec<&AlertTransition> = transitions.iter().filter(|t| fresh.contains(&t.id)).collect();
+        for part in new.chunks(INSERT_ROWS_MAX) {
+            // One that stands in the stretch twice is the same.
             let sql = format!(
                 "INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
-                 VALUES {} ON CONFLICT (id) DO NOTHING RETURNING id",
+                 VALUES {} ON CONFLICT (id) DO NOTHING",
                 places(part.len(), 7)
             );
-            let mut query =
-                sqlx::query_as::<_, (String,)>(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
             for t in part {
                 query = query
                     .bind(t.id.to_string())
@@ -175,29 +184,31 @@ impl AlertWork {
                     .bind(t.value)
                     .bind(self.now.as_micros());
             }
-            for (id,) in query.fetch_all(&mut *self.tx).await? {
-                fresh.insert(TransitionId(fingerprint_of(&id)?.0));
-            }
+            query.execute(&mut *self.tx).await?;
         }
         Ok(fresh)
     }
 
-    /// When each fired from `from` on, event time; of very many the newest.
+    /// When each fired from `from` on, event time: the newest `each_max`.
     pub async fn firings(
         &mut self,
         fingerprints: &[Fingerprint],
         from: Timestamp,
+        each_max: u32,
     ) -> Result<HashMap<Fingerprint, Vec<Timestamp>>, RegistryError> {
         let mut firings = HashMap::<_, Vec<_>>::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
             let sql = format!(
-                "SELECT fingerprint, at FROM alert_transitions
-                 WHERE at >= $1 AND phase = 'firing' AND fingerprint IN ({}) ORDER BY at DESC LIMIT {FIRINGS_MAX}",
-                list(2, part.len())
+                "SELECT fingerprint, at FROM (
+                     SELECT fingerprint, at, ROW_NUMBER() OVER (PARTITION BY fingerprint ORDER BY at DESC) AS n
+                     FROM alert_transitions WHERE at >= $1 AND phase = 'firing' AND fingerprint IN ({})) AS newest
+                 WHERE n <= $2",
+                list(3, part.len())
             );
             let mut query = sqlx::query_as::<_, (String, i64)>(AssertSqlSafe(sql))
                 .persistent(false)
-                .bind(from.as_micros());
+                .bind(from.as_micros())
+                .bind(i64::from(each_max));
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
@@ -208,20 +219,25 @@ impl AlertWork {
         Ok(firings)
     }
 
-    /// What is not over, by fingerprint.
+    /// What is not over of these fingerprints of a tenant.
     pub async fn open_alerts(
         &mut self,
+        tenant: &str,
         fingerprints: &[Fingerprint],
-    ) -> Result<HashMap<Fingerprint, Alert>, RegistryError> {
-        let mut open = HashMap::new();
+    ) -> Result<Vec<Alert>, RegistryError> {
+        let mut open = Vec::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
             let sql = format!(
                 "SELECT {COLUMNS} FROM alerts
-                 WHERE phase IN ('pending', 'firing', 'acknowledged') AND fingerprint IN ({})",
-                list(1, part.len())
+                 WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND fingerprint IN ({})",
+                list(2, part.len())
             );
-            for alert in self.alerts_where(sql, part).await? {
-                open.insert(alert.id.fingerprint, alert);
+            let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false).bind(tenant);
+            for fingerprint in part {
+                query = query.bind(fingerprint.to_string());
+            }
+            for row in query.fetch_all(&mut *self.tx).await? {
+                open.push(alert_of(row)?);
             }
         }
         Ok(open)
@@ -235,28 +251,20 @@ impl AlertWork {
         let mut newest = HashMap::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
             let sql = format!(
-                "SELECT {COLUMNS} FROM alerts AS a WHERE fingerprint IN ({}) AND NOT EXISTS (
-                     SELECT 1 FROM alerts AS b WHERE b.tenant = a.tenant AND b.fingerprint = a.fingerprint
-                       AND b.since > a.since)",
+                "SELECT {COLUMNS} FROM alerts WHERE (fingerprint, since) IN (
+                     SELECT fingerprint, MAX(since) FROM alerts WHERE fingerprint IN ({}) GROUP BY fingerprint)",
                 list(1, part.len())
             );
-            for alert in self.alerts_where(sql, part).await? {
+            let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false);
+            for fingerprint in part {
+                query = query.bind(fingerprint.to_string());
+            }
+            for row in query.fetch_all(&mut *self.tx).await? {
+                let alert = alert_of(row)?;
                 newest.insert(alert.id.fingerprint, alert);
             }
         }
         Ok(newest)
-    }
-
-    async fn alerts_where(
-        &mut self,
-        sql: String,
-        fingerprints: &[Fingerprint],
-    ) -> Result<Vec<Alert>, RegistryError> {
-        let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false);
-        for fingerprint in fingerprints {
-            query = query.bind(fingerprint.to_string());
-        }
-        query.fetch_all(&mut *self.tx).await?.into_iter().map(alert_of).collect()
     }
 
     /// The episodes of these fingerprints that began at `from` or later, over or not.
@@ -285,7 +293,7 @@ impl AlertWork {
         Ok(known)
     }
 
-    /// Alerts as they are now.
+    /// Alerts as they are now; in the order of their ids they change fewer pages.
     pub async fn put_alerts(&mut self, alerts: &[Alert]) -> Result<(), RegistryError> {
         for part in alerts.chunks(INSERT_ROWS_MAX) {
             let sql = format!(
@@ -402,10 +410,10 @@ impl AlertWork {
     /// The messages of many that still take more.
     pub async fn gatherings(&mut self) -> Result<Vec<Gathering>, RegistryError> {
         type Row = (String, String, String, String, String, String, i64, i64);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT idempotency_key, tenant, channel, recipient, what, group_key, members, next_at
-             FROM notifications WHERE state = 'gathering' AND next_at > $1",
-        )
+        let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT idempotency_key, tenant, channel, recipient, what, group_key, members, next_at FROM notifications
+             WHERE {UNSENT_OF_MANY} AND state = 'gathering' AND next_at > $1"
+        )))
         .bind(self.now.as_micros())
         .fetch_all(&mut *self.tx)
         .await?;
@@ -460,7 +468,7 @@ impl AlertWork {
         Ok(timers)
     }
 
-    /// The fingerprints among these that are flapping.
+    /// Of the fingerprints among these that are flapping.
     pub async fn calm_timers(&mut self, fingerprints: &[Fingerprint]) -> Result<Vec<Timer>, RegistryError> {
         let mut timers = Vec::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
