@@ -1,7 +1,9 @@
 """Those whom alerting tells: a mail server, a webhook receiver, Debian's Alertmanager. Each can be made to fail."""
+import asyncio
 import csv
 import email
 import email.policy
+import functools
 import gzip
 import http.server
 import io
@@ -14,32 +16,44 @@ import time
 import urllib.request
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from platform_under_test import free_port
 
 SERVICES = pathlib.Path(__file__).parent.parent / "services"
 
 
 class MailServer:
-    """Takes mail, unless `answers` says otherwise for the next ones: '451 ...', '550 ...' or 'drop', which takes the
-    mail and closes the connection without a word."""
+    """Takes mail, unless `answers` says otherwise for the next ones: '451 ...', '550 ...', 'hang', which says nothing for
+    longer than anybody waits and takes nothing, or 'drop', which takes the mail and closes the connection without a word.
 
-    def __init__(self, tls_directory=None):
-        self.mails, self.tried, self.answers = [], 0, []
+    `tls` is 'starttls' or 'tls' (from the first byte), `login` a user's name and password; then nothing goes without."""
+
+    def __init__(self, directory=None, tls=None, login=None):
+        self.mails, self.tried, self.answers, self.login, self.refused_logins = [], 0, [], login, 0
         context = None
-        if tls_directory:
+        if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*make_certificate(tls_directory))
-        self.controller = Controller(
-            self, hostname="127.0.0.1", port=free_port(), tls_context=context, require_starttls=bool(context)
-        )
+            context.load_cert_chain(*make_certificate(directory))
+        options = {"ssl_context": context} if tls == "tls" else {"tls_context": context, "require_starttls": bool(context)}
+        if login:
+            # aiosmtpd knows of STARTTLS alone that it is TLS.
+            options |= {"authenticator": self.authenticate, "auth_required": True, "auth_require_tls": tls == "starttls"}
+        self.controller = Controller(self, hostname="127.0.0.1", port=free_port(), **options)
         self.controller.start()
         self.port = self.controller.port
+
+    def authenticate(self, _server, _session, _envelope, _mechanism, said):
+        is_right = (said.login.decode(), said.password.decode()) == self.login
+        self.refused_logins += not is_right
+        return AuthResult(success=is_right, handled=False)
 
     async def handle_DATA(self, server, session, envelope):
         self.tried += 1
         answer = self.answers.pop(0) if self.answers else "250 taken"
         if answer[0] in "45":
             return answer
+        if answer == "hang":
+            await asyncio.sleep(3_600)
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
         self.mails.append((envelope.rcpt_tos, mail))
         if answer == "drop":
@@ -57,6 +71,7 @@ def text_of(mail):
     return mail.get_body(("plain",)).get_content()
 
 
+@functools.cache
 def list_of(mail):
     """All that a digest tells, from its attachment."""
     attached = [part for part in mail.iter_attachments()]
@@ -80,10 +95,11 @@ def make_certificate(directory):
 
 
 class WebhookReceiver:
-    """Answers 200, or what `answers` says for the next requests: a status, or 'hang'."""
+    """Answers 200, or what `answers` says for the next requests: a status, or 'hang'. What `refuses` is true of is never
+    taken."""
 
     def __init__(self, patience=3):
-        self.taken, self.asked, self.answers = [], 0, []
+        self.taken, self.asked, self.answers, self.refuses = [], 0, [], lambda body: False
         receiver = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -91,6 +107,8 @@ class WebhookReceiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver.asked += 1
                 answer = receiver.answers.pop(0) if receiver.answers else 200
+                if receiver.refuses(json.loads(body)):
+                    answer = 503
                 if answer == "hang":
                     time.sleep(patience)
                     return
@@ -103,8 +121,12 @@ class WebhookReceiver:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        self.handler, self.port = Handler, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        self.open()
+
+    def open(self):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def bodies(self):

@@ -85,14 +85,16 @@ def the_alert(platform, **fields):
     return until(f"an alert with {fields}", found)
 
 
-def told(platform, alert):
-    """(channel, what, state, reason)"""
+def told(platform, alert, field=None):
+    """(channel, what, state, reason), or by channel one field of what it was told last"""
     found = platform.json(f"/v1/alerts/{alert['id']}")["notifications"]
+    if field:
+        return {n["channel"]: n[field] for n in found}
     return [(n["channel"], n["what"], n["state"], n["reason"]) for n in found]
 
 
 def test_a_mail_says_that_it_fires_and_that_it_is_over(platforms, receivers, tmp_path):
-    server = receivers(MailServer(tmp_path / "tls"))
+    server = receivers(MailServer(tmp_path / "tls", "starttls"))
     platform = start(platforms, mail_channel(server, tls="starttls", ca_file=str(tmp_path / "tls/ca.pem")))
     device = Device(platform, "press-7")
     device.heats()
@@ -128,6 +130,114 @@ def test_a_mail_server_that_fails_is_tried_again_and_one_that_refuses_is_not(pla
     assert platform.request("POST", f"/v1/notifications/{urllib.parse.quote(dead[0]['key'], safe='')}/retry",
                             b"", platform.token())[0] == 202
     until("told after all", lambda: len(server.mails) == 4)
+
+
+@pytest.mark.parametrize("tls", ["starttls", "tls"])
+def test_mail_goes_by_tls_with_a_login_or_not_at_all(platforms, receivers, tmp_path, tls):
+    server = receivers(MailServer(tmp_path / "tls", tls, ("dunlin", "s3cret-enough")))
+    (tmp_path / "password").write_text("s3cret-but-wrong\n")
+    login = {"tls": tls, "username": "dunlin", "password_file": str(tmp_path / "password")}
+    hook = receivers(WebhookReceiver())
+    other = channel("webhook", "hook", url=hook.url, private_network=True)
+
+    stranger = start(platforms, mail_channel(server, **login) + RETRY + other)
+    Device(stranger, "a").heats()
+    until("others hear of it", lambda: hook.taken)
+    why = until("why not", lambda: told(stranger, the_alert(stranger, device="a"), "last_error")["mail"])
+    assert "certificate" in why.lower(), why
+    assert (server.tried, server.refused_logins) == (0, 0), "nobody who is not known hears a password"
+    stranger.kill()
+
+    platform = start(platforms, mail_channel(server, ca_file=str(tmp_path / "tls/ca.pem"), **login) + RETRY)
+    Device(platform, "b").heats()
+    dead = until("given up", lambda: platform.json("/v1/notifications?state=dead")["notifications"])
+    assert "535" in dead[0]["last_error"] and server.refused_logins == 1 and server.tried == 0
+    platform.kill()
+    (tmp_path / "password").write_text("s3cret-enough\n")
+    platform.start()
+    path = f"/v1/notifications/{urllib.parse.quote(dead[0]['key'], safe='')}/retry"
+    assert platform.request("POST", path, b"", platform.token())[0] == 202
+    until("a mail", lambda: server.subjects() == ["[critical] too-hot on b fires"])
+    assert "s3cret" not in platform.log() + stranger.log()
+
+
+def test_a_mail_server_that_hangs_after_the_mail_is_tried_again_and_delays_nobody(platforms, receivers):
+    server, hook = receivers(MailServer()), receivers(WebhookReceiver())
+    platform = start(platforms, mail_channel(server, timeout_seconds=2) + RETRY
+                     + channel("webhook", "hook", url=hook.url, private_network=True))
+    server.answers = ["hang", "hang"]
+    devices = [Device(platform, f"d{n}") for n in range(3)]
+    for device in devices:
+        device.heats()
+    until("others hear of all", lambda: len(hook.taken) == 3)
+    assert server.mails == [], "the mail server still hangs"
+    until("all of it", lambda: len(server.mails) == 3)
+    devices[0].cools()
+    until("its end", lambda: len(server.mails) == 4)
+    assert server.tried == 6 and len({mail["message-id"] for _, mail in server.mails}) == 4, server.subjects()
+
+
+def test_a_receiver_that_was_gone_gets_all_of_it_in_order_and_once(platforms, receivers):
+    hook = receivers(WebhookReceiver())
+    platform = start(platforms, channel("webhook", "hook", url=hook.url, private_network=True) + RETRY)
+    devices = [Device(platform, f"d{n}") for n in range(3)]
+    hook.close()
+    for device in devices:
+        device.heats(), device.cools(), device.heats()
+    platform.kill()
+    platform.start()
+    until("tried", lambda: (platform.metric("dunlin_alerting_notifications_failed_total") or 0) > 3)
+    hook.open()
+    until("all of it", lambda: len(hook.taken) == 9)
+    for device in devices:
+        heard = [body["what"] for body in hook.bodies() if body["device"] == device.name]
+        assert heard == ["fired", "resolved", "fired"]
+    assert len(set(hook.keys())) == 9
+
+
+def test_what_an_alert_tells_comes_in_order_also_around_digests(platforms, receivers):
+    hook = receivers(WebhookReceiver())
+    config = "[alerting]\ndigest_seconds = 2\n" + RETRY
+    config += channel("webhook", "hook", url=hook.url, private_network=True, budget={"burst": 2, "per_hour": 3_600})
+    platform = start(platforms, config)
+
+    def failed(more):
+        before = platform.metric("dunlin_alerting_notifications_failed_total") or 0
+        return lambda: (platform.metric("dunlin_alerting_notifications_failed_total") or 0) >= before + more
+
+    # A digest is refused again and again: what follows waits for it, and nothing else does.
+    hook.refuses = lambda body: body["what"] == "digest"
+    devices = [Device(platform, f"d{n}") for n in range(8)]
+    for device in devices:
+        device.heats()
+    until("the digest is refused", failed(3))
+    in_digest = [d for d in devices if told(platform, the_alert(platform, device=d.name), "state")["hook"] == "carried"]
+    time.sleep(3)
+    in_digest[0].cools()
+    of_it = the_alert(platform, device=in_digest[0].name, state="resolved")
+    until("its end waits", lambda: told(platform, of_it, "state")["hook"] == "held")
+    Device(platform, "other").heats()
+    until("others do not", lambda: "other" in [body.get("device") for body in hook.bodies()])
+    assert "digest" not in [body["what"] for body in hook.bodies()]
+    hook.refuses = lambda body: False
+    until("the digest and the end", lambda: [b["what"] for b in hook.bodies()][-2:] == ["digest", "resolved"])
+
+    # What waits for a receiver that is gone is in digests and by itself.
+    hook.refuses = lambda body: True
+    for device in devices:
+        if device is not in_digest[0]:
+            device.cools()
+    for device in devices:
+        device.heats()
+    until("all is refused", failed(10))
+    hook.refuses = lambda body: False
+
+    def heard():
+        lines = [line for body in hook.bodies() for line in (body["alerts"] if body["what"] == "digest" else [body])]
+        return {d.name: [line["what"] for line in lines if line["device"] == d.name] for d in devices}
+
+    until("all of it", lambda: sum(map(len, heard().values())) == 3 * len(devices))
+    assert set(map(tuple, heard().values())) == {("fired", "resolved", "fired")}, heard()
 
 
 def test_a_webhook_receiver_that_fails_hangs_and_comes_back_gets_all_of_it_once(platforms, receivers, tmp_path):
@@ -307,6 +417,104 @@ def test_an_escalation_ends_with_an_acknowledgement(platforms, receivers):
     assert kept[0][0] == "second" and kept[0][3] == "acknowledged by platform administrator"
 
 
+def test_a_maintenance_window_keeps_quiet_and_tells_what_fires_still_at_its_end(platforms, receivers):
+    hook = receivers(WebhookReceiver())
+    platform = start(platforms, channel("webhook", "hook", url=hook.url, private_network=True))
+    short, long = Device(platform, "press-7"), Device(platform, "press-8")
+    window = platform.cli("silence", "add", "device=~press-.*", "--duration", "8s", "--every", "1d").stdout.strip()
+    short.heats(), long.heats(), short.cools()
+    over = the_alert(platform, device="press-7", state="resolved")
+    assert [(what, state) for _, what, state, _ in told(platform, over)] == [("fired", "suppressed"), ("resolved", "suppressed")]
+    why = told(platform, over)[0][3]
+    assert why.startswith(f"maintenance window {window} of platform administrator until "), why
+    until("told at its end", lambda: hook.taken)
+    assert [(b["device"], b["what"]) for b in hook.bodies()] == [("press-8", "fired")]
+    assert "pending" in platform.cli("silence", "list").stdout, "until tomorrow"
+    short.heats()
+    until("told outside of it", lambda: len(hook.taken) == 2)
+
+
+def test_a_snoozed_alert_is_told_again_if_it_fires_still(platforms, receivers):
+    hook = receivers(WebhookReceiver())
+    config = channel("webhook", "hook", url=hook.url, private_network=True)
+    config += '[[alerting.policy]]\nname = "on-call"\nstep = [{ tell = ["hook"], wait_seconds = 1 }, { tell = ["hook"] }]\n'
+    config += '[[alerting.route]]\nmatch = ["device=a"]\npolicy = "on-call"\n'
+    platform = start(platforms, config)
+    a, b = Device(platform, "a"), Device(platform, "b")
+    a.heats(), b.heats()
+    until("told", lambda: len(hook.taken) >= 2)
+    for device in "ab":
+        platform.cli("alerts", "snooze", the_alert(platform, device=device)["fingerprint"], "--for", "6s", "--by", "ada")
+    b.cools()
+    until("the end is told", lambda: ("b", "resolved") in [(x["device"], x["what"]) for x in hook.bodies()])
+    until("told again", lambda: "reminded" in [body["what"] for body in hook.bodies()])
+    assert [body["device"] for body in hook.bodies() if body["what"] == "reminded"] == ["a"]
+    shown = platform.cli("alerts", "show", the_alert(platform, device="a")["id"]).stdout
+    assert "ada" in shown and "snoozed" in shown
+
+
+def test_alerts_alike_are_told_together(platforms, receivers):
+    hook = receivers(WebhookReceiver())
+    config = channel("webhook", "hook", url=hook.url, private_network=True)
+    config += '[[alerting.route]]\ntell = ["hook"]\ngroup_by = ["rule"]\ngroup_seconds = 4\n'
+    rules = HOT + '[[rule]]\nname = "too-wet"\nwhen = "humidity > 80"\n'
+    platform = start(platforms, config, rules)
+    devices = [Device(platform, f"d{n}") for n in range(3)]
+    for device in devices:
+        device.heats()
+    devices[0].says({"humidity": 90})
+    until("both groups", lambda: len(hook.taken) == 2)
+    hot, wet = hook.bodies()
+    assert (hot["what"], hot["count"], wet["count"]) == ("group", 3, 1)
+    assert hot["groups"] == [{"rule": "too-hot", "severity": "critical", "what": "fired", "count": 3}]
+    assert sorted(line["device"] for line in hot["alerts"]) == ["d0", "d1", "d2"]
+    path = urllib.parse.urlsplit(hot["list_url"]).path
+    assert platform.get(path)[2].decode().count(",critical,too-hot,") == 3
+    alert = the_alert(platform, device="d1")
+    assert told(platform, alert) == [("hook", "fired", "carried", "grouped: rule=too-hot")]
+
+
+def test_a_person_has_one_budget_for_all_ways(platforms, receivers):
+    server, hook = receivers(MailServer()), receivers(WebhookReceiver())
+    config = "[alerting]\ndigest_seconds = 3\n" + mail_channel(server)
+    config += channel("webhook", "hook", url=hook.url, private_network=True)
+    config += '[[alerting.person]]\nname = "ada"\nbudget = { burst = 3, per_hour = 1 }\n'
+    config += 'reach = [{ channel = "mail", to = "ada@example.com" }, { channel = "hook" }]\n'
+    config += '[[alerting.route]]\ntell = ["ada"]\n'
+    platform = start(platforms, config)
+    devices = [Device(platform, name) for name in "abcd"]
+    for device in devices:
+        device.heats()
+    until("digests", lambda: len(server.mails) + len(hook.taken) == 5)
+    singles = [mail for _, mail in server.mails if not mail.is_multipart()]
+    singles += [body for body in hook.bodies() if body["what"] == "fired"]
+    assert len(singles) == 3, "three at once"
+    assert {tuple(to) for to, _ in server.mails} == {("ada@example.com",)}
+    listed = {line["device"] for _, mail in server.mails if mail.is_multipart() for line in list_of(mail)}
+    assert listed == {"c", "d"}
+    assert "ada: 3 at once, 1 an hour" in told(platform, the_alert(platform, device="d"))[0][3]
+
+
+def test_a_template_is_tried_before_it_is_used(platforms, receivers, tmp_path):
+    server = receivers(MailServer())
+    template = tmp_path / "mail.txt"
+    template.write_text("{{ alert.device }} is at {{ alert.value }} C. {{ ack_url }}\n")
+    platform = start(platforms, mail_channel(server, subject="{{ title | upper }}", template=template.read_text()))
+    Device(platform, "press-7").heats()
+    until("a mail", lambda: server.mails)
+    _, mail = server.mails[0]
+    assert mail["subject"] == "[CRITICAL] TOO-HOT ON PRESS-7 FIRES"
+    assert text_of(mail).startswith("press-7 is at 90.0 C. http")
+    alert = the_alert(platform, device="press-7")["fingerprint"]
+    template.write_text("{{ alert.rule }}!")
+    preview = platform.cli("alerts", "preview", "--channel", "mail", "--alert", alert, "--template", str(template)).stdout
+    assert "[CRITICAL] TOO-HOT ON PRESS-7 FIRES" in preview and "too-hot!" in preview
+    template.write_text("{{ alert.rule")
+    refused = platform.cli("alerts", "preview", "--channel", "mail", "--template", str(template), check=False)
+    assert refused.returncode != 0 and "syntax error" in refused.stderr
+    assert len(server.mails) == 1, "nothing was sent"
+
+
 def test_a_gateway_that_is_down_silences_its_children(platforms, receivers):
     hook = receivers(WebhookReceiver())
     rules = HOT + '[[rule]]\nname = "gateway-down"\nwhen = "up < 1"\n'
@@ -355,7 +563,7 @@ def test_a_storm_becomes_a_digest_that_lists_all(platforms, receivers, tmp_path)
     expected = steps * 100
 
     def all_told():
-        return sum(1 if mail.is_multipart() is False else len(list_of(mail)) for _, mail in server.mails) >= expected
+        return sum(len(list_of(mail)) if mail.is_multipart() else 1 for _, mail in server.mails) >= expected
 
     until("all of it is told", all_told, 120 + STORM_SECONDS)
     took = time.monotonic() - began
