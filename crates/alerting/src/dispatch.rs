@@ -113,22 +113,27 @@ impl Dispatcher {
         Ok(piece)
     }
 
-    /// A message of many is tried behind what should reach its receiver before it, and lets that go first once for each
-    /// try: so it comes in its order when its receiver is back, and one message that nobody takes does not hold it up.
+    /// A message of many is tried behind what should reach its receiver before it: whatever of it was never tried, and the
+    /// rest once for each try. So it comes in its order when its receiver is back, and one message that nobody takes does
+    /// not hold it up.
     async fn lets_others_first(
         &self,
         of_many: &Notification,
         did: &mut HashSet<String>,
     ) -> Result<bool, RegistryError> {
         let key = &of_many.idempotency_key;
-        if did.remove(key) {
-            return Ok(false);
+        if of_many.is_gathering {
+            self.registry.close_gathering(key).await?;
         }
-        self.registry.close_gathering(key).await?;
-        let Some(until) = self.registry.tried_before(key).await? else { return Ok(false) };
-        did.insert(key.clone());
-        self.registry.postpone_notification(key, until + Duration::from_micros(1)).await?;
-        Ok(true)
+        let has_let = did.remove(key);
+        match self.registry.due_before(key).await? {
+            Some((until, attempts)) if attempts == 0 || !has_let => {
+                did.insert(key.clone());
+                self.registry.postpone_notification(key, until + Duration::from_micros(1)).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// What the notifications say. One that cannot be read is given up.

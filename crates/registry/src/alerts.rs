@@ -150,16 +150,17 @@ impl Registry {
         row.map(alert_of).transpose()
     }
 
-    /// Alerts that fire, looked after or not, of all tenants, by id: those after `after`.
+    /// Alerts that fire, looked after or not, of all tenants, by fingerprint: those after `after`.
     pub async fn alerts_going_on(
         &self,
         after: Option<&Alert>,
         limit: u32,
     ) -> Result<Vec<Alert>, RegistryError> {
         let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM alerts WHERE phase IN ('firing', 'acknowledged')
-               AND (tenant > $1 OR (tenant = $1 AND fingerprint > $2))
-             ORDER BY tenant, fingerprint LIMIT $3"
+            "SELECT {COLUMNS} FROM alerts
+             WHERE phase IN ('pending', 'firing', 'acknowledged') AND phase <> 'pending'
+               AND (fingerprint > $2 OR (fingerprint = $2 AND tenant > $1))
+             ORDER BY fingerprint, tenant LIMIT $3"
         )))
         .bind(after.map_or("", |a| a.tenant.as_str()))
         .bind(after.map_or(String::new(), |a| a.id.fingerprint.to_string()))
@@ -172,7 +173,8 @@ impl Registry {
     /// Alerts that fire, looked after or not.
     pub async fn alerts_firing(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
         let (count,): (i64,) = sqlx::query_as(
-            "SELECT COUNT(*) FROM alerts WHERE tenant = $1 AND phase IN ('firing', 'acknowledged')",
+            "SELECT COUNT(*) FROM alerts
+             WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND phase <> 'pending'",
         )
         .bind(tenant.as_str())
         .fetch_one(&self.readers)

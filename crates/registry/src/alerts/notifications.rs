@@ -397,25 +397,24 @@ impl Registry {
         Ok(members as u64)
     }
 
-    /// When all that should reach the receiver before a message of many will have been tried again; `None`: now. That is
-    /// what its alerts said earlier, and older messages of many.
-    pub async fn tried_before(&self, idempotency_key: &str) -> Result<Option<Timestamp>, RegistryError> {
-        let (at,): (Option<i64>,) = sqlx::query_as(
-            "SELECT MAX(earlier.next_at) FROM notifications AS many JOIN notifications AS earlier
+    /// What should reach the receiver before a message of many and is due, now or later: what its alerts said earlier, and
+    /// older messages of many. When the last of it is due, and how often what was tried least was tried; `None`: nothing.
+    pub async fn due_before(&self, of_many: &str) -> Result<Option<(Timestamp, u32)>, RegistryError> {
+        let (at, attempts): (Option<i64>, Option<i64>) = sqlx::query_as(
+            "SELECT MAX(earlier.next_at), MIN(earlier.attempts)
+             FROM notifications AS many JOIN notifications AS earlier
                ON earlier.channel = many.channel AND earlier.recipient = many.recipient
-             WHERE many.idempotency_key = $1 AND earlier.state IN ('due', 'gathering') AND earlier.state = 'due'
-               AND earlier.next_at > $2 AND (
+             WHERE many.idempotency_key = $1 AND earlier.state IN ('due', 'gathering') AND earlier.state = 'due' AND (
                  (earlier.what IN ('digest', 'group') AND earlier.created_seq < many.created_seq)
                  OR EXISTS (
                    SELECT 1 FROM notifications AS told
                    WHERE told.fingerprint = earlier.fingerprint AND told.created_seq > earlier.created_seq
                      AND COALESCE(told.carrier, '') = many.idempotency_key))",
         )
-        .bind(idempotency_key)
-        .bind(self.clock.now().as_micros())
+        .bind(of_many)
         .fetch_one(&self.readers)
         .await?;
-        Ok(at.map(Timestamp::from_micros))
+        Ok(at.zip(attempts).map(|(at, attempts)| (Timestamp::from_micros(at), attempts as u32)))
     }
 
     /// Is due later; no try.
