@@ -15,7 +15,7 @@ import pytest
 from platform_under_test import until
 from receivers import Alertmanager, MailServer, WebhookReceiver, list_of, text_of
 
-# The full run: DUNLIN_E2E_STORM_RATE=5000 DUNLIN_E2E_STORM_SECONDS=60.
+# The full run: DUNLIN_E2E_STORM_RATE=5000 DUNLIN_E2E_STORM_SECONDS=60, on release binaries (DUNLIN_BIN).
 STORM_RATE = int(os.environ.get("DUNLIN_E2E_STORM_RATE", "400"))
 STORM_SECONDS = int(os.environ.get("DUNLIN_E2E_STORM_SECONDS", "5"))
 
