@@ -133,6 +133,8 @@ case ${1-} in
     need mosquitto_pub mosquitto-clients
     need haproxy haproxy
     need prometheus-alertmanager prometheus-alertmanager
+    need promtool prometheus
+    need faketime faketime
     need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount

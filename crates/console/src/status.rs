@@ -10,8 +10,8 @@ use dunlin_registry::Scope;
 use serde::Serialize;
 
 use crate::{
-    Console,
-    ask::{Asker, PlatformAsker},
+    Console, Platform, Vitals,
+    ask::{AsRegistry, Asker, PlatformAsker},
     problem::Problem,
 };
 
@@ -77,15 +77,41 @@ pub(crate) async fn show(
     Ok(Json(Shown { version, uptime_seconds, mqtt, alerts_firing, load }))
 }
 
-pub(crate) async fn metrics(
+/// What health and metrics are seen by.
+pub(crate) trait Seen: AsRegistry {
+    fn platform(&self) -> &dyn Platform;
+    fn metrics_open(&self) -> bool;
+}
+
+impl Seen for Arc<Console> {
+    fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
+    fn metrics_open(&self) -> bool {
+        self.config.metrics_open
+    }
+}
+
+impl Seen for Arc<Vitals> {
+    fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
+    fn metrics_open(&self) -> bool {
+        self.config.metrics_open
+    }
+}
+
+pub(crate) async fn metrics<S: Seen>(
     asker: Result<PlatformAsker, Problem>,
-    State(console): State<Arc<Console>>,
+    State(seen): State<S>,
 ) -> Result<impl IntoResponse, Problem> {
-    if !console.config.metrics_open {
+    if !seen.metrics_open() {
         asker?;
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, content_type)], console.platform.metrics()))
+    Ok(([(header::CONTENT_TYPE, content_type)], seen.platform().metrics()))
 }
 
 /// The process is alive.
@@ -93,8 +119,8 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub(crate) async fn readyz(State(console): State<Arc<Console>>) -> (StatusCode, String) {
-    match console.platform.readiness() {
+pub(crate) async fn readyz<S: Seen>(State(seen): State<S>) -> (StatusCode, String) {
+    match seen.platform().readiness() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
         Readiness::NotReady(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
     }

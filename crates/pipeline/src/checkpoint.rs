@@ -36,7 +36,12 @@ pub(crate) fn save(path: &Path, position: Offset, state: &impl Serialize) -> io:
     bytes[..4].copy_from_slice(MAGIC);
     bytes[4] = VERSION;
     bytes[5..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
-    replace(path, &path.with_extension("tmp"), &bytes)
+    replace(path, &beside(path), &bytes)
+}
+
+/// Another for each process: a partition that has moved may be written by who had it before, for a moment.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension(format!("{}.tmp", std::process::id()))
 }
 
 /// `None`: there is no checkpoint yet.
@@ -59,6 +64,18 @@ pub(crate) fn load<S: DeserializeOwned>(path: &Path) -> Result<Option<(Offset, S
         Ok((position, state)) => Ok(Some((Offset(position), state))),
         Err(_) => Err(Broken::Damaged { path: path.into() }),
     }
+}
+
+/// The position of what is there, if that looks like a checkpoint.
+pub(crate) fn position(path: &Path) -> Option<Offset> {
+    use std::io::Read;
+    /// The longest that a position gets in postcard.
+    const POSITION_BYTES_MAX: u64 = 10;
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(HEAD_BYTES as u64 + POSITION_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let (head, body) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+    let is_ours = head[..4] == *MAGIC && head[4] == VERSION;
+    is_ours.then(|| postcard::take_from_bytes::<u64>(body).ok().map(|(position, _)| Offset(position)))?
 }
 
 /// Writes `beside` and makes it `path`.
@@ -84,6 +101,8 @@ mod tests {
         assert!(load::<Vec<u8>>(&path).unwrap().is_none());
         save(&path, Offset(7), &vec![1u8, 2, 3]).unwrap();
         assert_eq!(load::<Vec<u8>>(&path).unwrap(), Some((Offset(7), vec![1, 2, 3])));
+        assert_eq!(position(&path), Some(Offset(7)));
+        assert_eq!(position(dir.path()), None);
 
         let good = fs::read(&path).unwrap();
         for byte in 0..good.len() {

@@ -26,8 +26,9 @@ mod copies; // which messages came before
 pub use copies::{RecentIds, RecentIdsLimits};
 pub use engine::{Account, Limits};
 pub use pipeline::{
-    Config, Inflow, PartitionStatus, Pipeline, PipelineView, RulesInForce, StartError, Status,
+    CONSUMER as PIPELINE, Config, Inflow, PartitionStatus, Pipeline, PipelineView, RulesInForce, StartError,
+    Status,
 };
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
-pub use store::{StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};
+pub use store::{CONSUMER as STORE, StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};

@@ -1,4 +1,5 @@
-//! The rules, running: one thread a partition reads, evaluates, says, and keeps a checkpoint.
+//! The rules, running: one thread a partition reads, evaluates, says, and keeps a checkpoint. Which partitions, the
+//! journal says: all of them, or this process's part, which comes and goes.
 //!
 //! What a stretch of the journal brings about is durable in `alerts` before a checkpoint covers the stretch. After a
 //! crash it is said again, under the same ids.
@@ -15,7 +16,7 @@ use std::{
 };
 
 use ask::Asked;
-use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic, Turn};
 use dunlin_model::{
     AlertTransition, Clock, Record, RejectReason, Rejected, Slot, Timestamp,
     avro::{self, Datum},
@@ -37,7 +38,7 @@ use crate::{
 /// Records behind at which the rules go on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
-pub(crate) const CONSUMER: &str = "pipeline";
+pub const CONSUMER: &str = "pipeline";
 /// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
 const TICK_MARGIN: Duration = Duration::from_millis(500);
 /// The engine says when silence brings something about. Looked at no later than this, as the server's clock may be set,
@@ -52,6 +53,8 @@ pub struct Config {
     pub checkpoint_seconds: u64,
     /// Bytes of the journal taken in at once.
     pub chunk_bytes: usize,
+    /// Where gateways are other processes: what they received longer ago is in the journal. Time passes so much later.
+    pub inflow_seconds_max: u64,
     /// How long news of the journal gather before they are read: fewer, larger stretches cost less.
     pub gather_millis: u64,
     /// The threads' scheduling priority, 0 to 19; larger yields more.
@@ -64,6 +67,7 @@ impl Default for Config {
             limits: Limits::default(),
             checkpoint_seconds: 10,
             chunk_bytes: 1 << 20,
+            inflow_seconds_max: 5,
             gather_millis: 20,
             nice: 5,
         }
@@ -75,6 +79,9 @@ pub trait Inflow: fmt::Debug + Send + Sync + 'static {
     /// When the oldest telemetry was received that is not in the journal yet and may still come; `None` if there is
     /// none.
     fn oldest_under_way(&self) -> Option<Timestamp>;
+
+    /// Something came that the log took at that moment, by its own clock.
+    fn came(&self, _appended_at: Timestamp) {}
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,13 +92,20 @@ pub enum StartError {
     Thread { what: String, source: io::Error },
 }
 
-/// The rules over all partitions of `telemetry`.
+/// The rules over the partitions of `telemetry` that this process has.
 #[derive(Debug)]
 pub struct Pipeline {
-    workers: Vec<Worker>,
-    shown: Vec<Shown>,
-    asked: Vec<Asked>,
+    /// Begins and ends the others.
+    crew: Worker,
+    partitions: Arc<[OfPartition]>,
     rules: watch::Sender<RuleSet>,
+}
+
+/// What others see of a partition, and ask it.
+#[derive(Debug, Clone, Default)]
+struct OfPartition {
+    shown: Shown,
+    asked: Asked,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -104,6 +118,8 @@ pub struct Status {
 
 #[derive(Debug, Clone, Default)]
 pub struct PartitionStatus {
+    /// Whether this process has it.
+    pub is_held: bool,
     pub position: Offset,
     /// Records that are in the journal and not yet evaluated.
     pub lag: u64,
@@ -134,14 +150,13 @@ impl RulesInForce {
 /// Shows how the rules stand, also while somebody else stops them.
 #[derive(Debug, Clone)]
 pub struct PipelineView {
-    partitions: Vec<Shown>,
-    asked: Vec<Asked>,
+    partitions: Arc<[OfPartition]>,
 }
 
 impl PipelineView {
     pub fn status(&self) -> Status {
         let mut status = Status::default();
-        for shown in &self.partitions {
+        for OfPartition { shown, .. } in &*self.partitions {
             let partition = lock(shown).clone();
             for (tenant, account) in &partition.accounts {
                 *status.accounts.entry(tenant.to_string()).or_default() += *account;
@@ -153,27 +168,33 @@ impl PipelineView {
 
     /// Why partitions do not move, of those that do not.
     pub fn stalled(&self) -> Vec<String> {
-        let of = |(index, shown): (usize, &Shown)| {
-            lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
+        let of = |(index, of): (usize, &OfPartition)| {
+            lock(&of.shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
         };
         self.partitions.iter().enumerate().filter_map(of).collect()
     }
 
     /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
-    /// times, or nothing is known of it.
+    /// times, or nothing is known of it here.
     pub async fn clock_ahead_micros(&self, tenant: &str, device: &str) -> Option<i64> {
-        let partition = Slot::of(tenant, device).partition(self.asked.len() as u16);
-        self.asked.get(usize::from(partition))?.ask(tenant, device).await
+        let partition = Slot::of(tenant, device).partition(self.partitions.len() as u16);
+        let OfPartition { shown, asked } = self.partitions.get(usize::from(partition))?;
+        if !lock(shown).is_held {
+            return None;
+        }
+        asked.ask(tenant, device).await
     }
 
-    /// How far the rules are in a partition.
+    /// How far the rules are in a partition; `None` if another process has it.
     pub fn position(&self, partition: u16) -> Option<Offset> {
-        self.partitions.get(usize::from(partition)).map(|shown| lock(shown).position)
+        let shown = lock(&self.partitions.get(usize::from(partition))?.shown);
+        shown.is_held.then_some(shown.position)
     }
 }
 
 impl Pipeline {
-    /// Starts the threads. State is kept under `dir`/pipeline; what the store knows of copies is read in `dir`.
+    /// Starts the threads. State is kept under `dir`/pipeline; what the store knows of copies is read in `dir`. Processes
+    /// that share partitions share the directory.
     pub fn start(
         config: Config,
         journal: Arc<dyn Journal>,
@@ -183,50 +204,30 @@ impl Pipeline {
         clock: Clock,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
-        let (data, dir) = (dir, dir.join("pipeline"));
-        fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
-        let metrics = Metrics::new(registry);
+        let checkpoints = dir.join("pipeline");
+        fs::create_dir_all(&checkpoints)
+            .map_err(|source| StartError::Directory { path: checkpoints.clone(), source })?;
         let (rules, in_force) = watch::channel(rules);
-        let mut pipeline = Self { workers: Vec::new(), shown: Vec::new(), asked: Vec::new(), rules };
-        for index in 0..journal.partitions(Topic::Telemetry) {
-            let (shown, asked) = (Shown::default(), Asked::default());
-            let worker = Rules {
-                at: Partition::new(Topic::Telemetry, index),
-                file: dir.join(format!("{index}.ckpt")),
-                snapshots: Snapshots::new(
-                    data,
-                    Partition::new(Topic::Telemetry, index),
-                    config.limits.copies,
-                ),
-                checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
-                config: config.clone(),
-                journal: journal.clone(),
-                inflow: inflow.clone(),
-                in_force: in_force.clone(),
-                clock: clock.clone(),
-                metrics: metrics.clone(),
-                shown: shown.clone(),
-                asked: asked.clone(),
-                position: Offset::ZERO,
-                saved: None,
-            };
-            let told = shown.clone();
-            let worker = Worker::spawn(
-                format!("rules-{index}"),
-                config.nice,
-                move |stop| worker.clone().run(stop),
-                move |reason| lock(&told).stalled = Some(reason),
-            )
-            .map_err(|source| StartError::Thread { what: format!("rules on partition {index}"), source })?;
-            pipeline.workers.push(worker);
-            pipeline.shown.push(shown);
-            pipeline.asked.push(asked);
-        }
-        Ok(pipeline)
+        let partitions: Arc<[OfPartition]> =
+            (0..journal.partitions(Topic::Telemetry)).map(|_| OfPartition::default()).collect();
+        let crew = Crew {
+            config,
+            journal,
+            inflow,
+            data: dir.into(),
+            checkpoints,
+            in_force,
+            clock,
+            metrics: Metrics::new(registry),
+            partitions: partitions.clone(),
+        };
+        let crew = Worker::spawn("rules".into(), 0, move |stop| crew.clone().run(stop), |_| {});
+        let failed = |source| StartError::Thread { what: "the rules".into(), source };
+        Ok(Self { crew: crew.map_err(failed)?, partitions, rules })
     }
 
     pub fn view(&self) -> PipelineView {
-        PipelineView { partitions: self.shown.clone(), asked: self.asked.clone() }
+        PipelineView { partitions: self.partitions.clone() }
     }
 
     /// What changes the rules, also while somebody else stops them.
@@ -236,10 +237,94 @@ impl Pipeline {
 
     /// Ends after the stretches under way and a last checkpoint.
     pub async fn stop(self) {
-        self.workers.iter().for_each(Worker::ask_to_stop);
-        for worker in self.workers {
+        self.crew.stopped().await;
+    }
+}
+
+/// Has a thread for every partition that this process has.
+#[derive(Clone)]
+struct Crew {
+    config: Config,
+    journal: Arc<dyn Journal>,
+    inflow: Arc<dyn Inflow>,
+    data: PathBuf,
+    checkpoints: PathBuf,
+    in_force: watch::Receiver<RuleSet>,
+    clock: Clock,
+    metrics: Metrics,
+    partitions: Arc<[OfPartition]>,
+}
+
+impl Crew {
+    async fn run(self, mut stop: Stop) {
+        let mut membership = self.journal.join(CONSUMER, Topic::Telemetry);
+        let mut workers = BTreeMap::<Partition, Worker>::new();
+        self.metrics.partitions.set(self.partitions.len() as i64);
+        loop {
+            self.metrics.partitions_held.set(workers.len() as i64);
+            let turn = tokio::select! {
+                () = stop.asked() => break,
+                turn = membership.next() => turn,
+            };
+            match turn {
+                Turn::Given(at) => match self.begin(at) {
+                    Ok(worker) => _ = workers.insert(at, worker),
+                    Err(error) => self.cannot_begin(at, &error),
+                },
+                Turn::Asked(at) => {
+                    if let Some(worker) = workers.remove(&at) {
+                        worker.stopped().await;
+                    }
+                    self.ended(at);
+                    membership.release(at);
+                }
+                // Its last checkpoint is as good as the next holder's, and its commit is refused.
+                Turn::Lost(at) => {
+                    if let Some(worker) = workers.remove(&at) {
+                        worker.stopped().await;
+                    }
+                    self.ended(at);
+                }
+            }
+        }
+        workers.values().for_each(Worker::ask_to_stop);
+        for (_, worker) in workers {
             worker.stopped().await;
         }
+    }
+
+    fn begin(&self, at: Partition) -> io::Result<Worker> {
+        let OfPartition { shown, asked } = self.partitions[usize::from(at.index)].clone();
+        *lock(&shown) = PartitionStatus { is_held: true, ..PartitionStatus::default() };
+        let rules = Rules {
+            at,
+            file: self.checkpoints.join(format!("{}.ckpt", at.index)),
+            snapshots: Snapshots::new(&self.data, at, self.config.limits.copies),
+            checkpoint_due: Every::new(Duration::from_secs(self.config.checkpoint_seconds)),
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            inflow: self.inflow.clone(),
+            in_force: self.in_force.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            shown: shown.clone(),
+            asked,
+            position: Offset::ZERO,
+            saved: None,
+        };
+        let work = move |stop| rules.clone().run(stop);
+        let broke = move |reason| lock(&shown).stalled = Some(reason);
+        Worker::spawn(format!("rules-{}", at.index), self.config.nice, work, broke)
+    }
+
+    fn cannot_begin(&self, at: Partition, error: &io::Error) {
+        tracing::error!(partition = %at, %error, "no thread for the rules of a partition");
+        lock(&self.partitions[usize::from(at.index)].shown).stalled = Some(error.to_string());
+    }
+
+    fn ended(&self, at: Partition) {
+        *lock(&self.partitions[usize::from(at.index)].shown) = PartitionStatus::default();
+        self.metrics.forget(at.index);
     }
 }
 
@@ -286,6 +371,9 @@ impl Rules {
             match self.journal.read(self.at, self.position, self.config.chunk_bytes).await {
                 Ok(entries) => {
                     backoff = Backoff::default();
+                    if let Some(last) = entries.last() {
+                        self.inflow.came(last.appended_at());
+                    }
                     self.evaluate(&mut engine, &entries, stop).await?;
                     self.tick(&mut engine, stop).await?;
                     self.show(&engine, None);
@@ -322,6 +410,7 @@ impl Rules {
             Ok(None) => None,
             Ok(Some((position, _))) if position > extent.next => {
                 tracing::error!(partition = %self.at, %position, end = %extent.next, "the checkpoint is beyond the end of the journal; replaying");
+                self.forget_checkpoint();
                 None
             }
             Ok(Some((position, state))) => {
@@ -330,6 +419,7 @@ impl Rules {
             }
             Err(broken) => {
                 tracing::error!(partition = %self.at, error = chain(&broken), "no usable checkpoint; replaying from the oldest record");
+                self.forget_checkpoint();
                 None
             }
         };
@@ -494,9 +584,20 @@ impl Rules {
         }
     }
 
+    /// Nothing is worse than a checkpoint that would not be replaced.
+    fn forget_checkpoint(&self) {
+        if let Err(error) = fs::remove_file(&self.file) {
+            tracing::error!(file = %self.file.display(), %error, "checkpoint not removed");
+        }
+    }
+
     async fn checkpoint(&mut self, engine: &Engine) {
         if self.saved == Some(self.position) {
             return;
+        }
+        // Whoever has the partition by now has come further: this process was away, and is told so soon.
+        if checkpoint::position(&self.file).is_some_and(|there| there > self.position) {
+            return tracing::warn!(partition = %self.at, position = %self.position, "there is a newer checkpoint; this one is not written");
         }
         if let Err(error) = checkpoint::save(&self.file, self.position, &engine.state()) {
             self.metrics.checkpoint_failures.inc();

@@ -60,6 +60,7 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
 
         ("pipeline.checkpoint_seconds", pipeline.checkpoint_seconds, 0, DAY),
         ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),
+        ("pipeline.inflow_seconds_max", pipeline.inflow_seconds_max, 0, HOUR),
         ("pipeline.gather_millis", pipeline.gather_millis, 0, 60_000),
         ("pipeline.limits.lateness_millis", limits.lateness_millis, 0, 1_000 * YEAR),
         ("pipeline.limits.idle_grace_seconds", limits.idle_grace_seconds, 0, YEAR),
