@@ -4,10 +4,13 @@ use dunlin_model::{AlertId, Severity, TenantId, Timestamp};
 use sqlx::AssertSqlSafe;
 
 use super::{
-    Tx, fingerprint_of, list, places, take_turn,
+    fingerprint_of, list, places, take_turn,
     work::{INSERT_ROWS_MAX, STATEMENT_ROWS_MAX},
 };
-use crate::{Registry, RegistryError};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+};
 
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
@@ -112,23 +115,27 @@ impl NotificationState {
     }
 }
 
-pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) -> Result<u64, RegistryError> {
+pub(super) async fn put(
+    tx: &mut Transaction,
+    new: &[NewNotification],
+    now: Timestamp,
+) -> Result<u64, RegistryError> {
     if new.is_empty() {
         return Ok(0);
     }
     let (mut seq,): (i64,) =
-        sqlx::query_as("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
+        sql("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
     let mut queue = Queue::of(tx, new).await?;
     let mut to_send = 0;
     for part in new.chunks(INSERT_ROWS_MAX) {
-        let sql = format!(
+        let text = format!(
             "INSERT INTO notifications
                  (idempotency_key, tenant, fingerprint, since, channel, recipient, what, body, group_key, state,
                   reason, carrier, members, next_at, last_error, attempts, created_at, created_seq)
              VALUES {} ON CONFLICT (idempotency_key) DO NOTHING",
             places(part.len(), 18)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+        let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
         for n in part {
             seq += 1;
             let (state, last_error) = match n.state {
@@ -176,13 +183,13 @@ struct Queue {
 }
 
 impl Queue {
-    async fn of(tx: &mut Tx, new: &[NewNotification]) -> Result<Self, RegistryError> {
+    async fn of(tx: &mut Transaction, new: &[NewNotification]) -> Result<Self, RegistryError> {
         let mut queue = Self { waiting: HashMap::new(), ahead: HashSet::new() };
         let due = || new.iter().filter(|n| n.state == NotificationState::Due);
         if due().next().is_none() {
             return Ok(queue);
         }
-        let counts: Vec<(String, i64)> = sqlx::query_as(
+        let counts: Vec<(String, i64)> = sql(
             "SELECT channel, COUNT(*) FROM notifications WHERE state IN ('due', 'held') GROUP BY channel",
         )
         .fetch_all(&mut *tx)
@@ -192,16 +199,16 @@ impl Queue {
             due().filter_map(|n| n.alert).map(|alert| alert.fingerprint.to_string()).collect();
         let fingerprints: Vec<String> = fingerprints.into_iter().collect();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT DISTINCT channel, recipient, fingerprint FROM notifications
                  WHERE state IN ('due', 'held') AND fingerprint IN ({})",
                 list(1, part.len())
             );
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false);
             for fingerprint in part {
                 query = query.bind(fingerprint);
             }
-            queue.ahead.extend(query.fetch_all(&mut *tx).await?);
+            queue.ahead.extend(query.fetch_all::<(String, String, String)>(&mut *tx).await?);
         }
         Ok(queue)
     }
@@ -237,7 +244,7 @@ impl Registry {
             members: i64,
             state: String,
         }
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<Row> = sql(
             "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
              WHERE channel = $1 AND state IN ('due', 'gathering') AND next_at <= $2
              ORDER BY next_at, created_seq LIMIT $3",
@@ -245,7 +252,7 @@ impl Registry {
         .bind(channel)
         .bind(self.clock.now().as_micros())
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let all = rows.into_iter().map(|row| Notification {
             idempotency_key: row.idempotency_key,
@@ -263,11 +270,11 @@ impl Registry {
 
     /// When the next notification of a channel is due; `None` if none waits.
     pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
-        let (next_at,): (Option<i64>,) = sqlx::query_as(
+        let (next_at,): (Option<i64>,) = sql(
             "SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state IN ('due', 'gathering')",
         )
         .bind(channel)
-        .fetch_one(&self.readers)
+        .fetch_one(self.database.reader())
         .await?;
         Ok(next_at.map(Timestamp::from_micros))
     }
@@ -275,19 +282,16 @@ impl Registry {
     /// A message of many takes no more from here on; what it has is what it had whenever it is sent. Returns how
     /// many.
     pub async fn close_gathering(&self, idempotency_key: &str) -> Result<u64, RegistryError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
-        sqlx::query(
-            "UPDATE notifications SET state = 'due' WHERE idempotency_key = $1 AND state = 'gathering'",
-        )
-        .bind(idempotency_key)
-        .execute(&mut *tx)
-        .await?;
-        let (members,): (i64,) =
-            sqlx::query_as("SELECT members FROM notifications WHERE idempotency_key = $1")
-                .bind(idempotency_key)
-                .fetch_one(&mut *tx)
-                .await?;
+        sql("UPDATE notifications SET state = 'due' WHERE idempotency_key = $1 AND state = 'gathering'")
+            .bind(idempotency_key)
+            .execute(&mut tx)
+            .await?;
+        let (members,): (i64,) = sql("SELECT members FROM notifications WHERE idempotency_key = $1")
+            .bind(idempotency_key)
+            .fetch_one(&mut tx)
+            .await?;
         tx.commit().await?;
         Ok(members as u64)
     }
@@ -313,7 +317,7 @@ impl Registry {
             condition: String,
             created_at: i64,
         }
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<Row> = sql(
             "SELECT n.created_seq, n.fingerprint, n.since, n.what, n.reason, a.rule, a.device, a.severity, a.value,
                     a.condition, n.created_at
              FROM notifications AS n JOIN alerts AS a
@@ -323,7 +327,7 @@ impl Registry {
         .bind(carrier)
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let carried = |row: Row| {
             Ok(Carried {
@@ -351,13 +355,11 @@ impl Registry {
 
     /// Whether a tenant has a message of many of this key.
     pub async fn has_carrier(&self, tenant: &TenantId, key: &str) -> Result<bool, RegistryError> {
-        let found: Option<(i64,)> = sqlx::query_as(
-            "SELECT members FROM notifications
-             WHERE tenant = $1 AND idempotency_key = $2 AND what IN ('digest', 'group')",
-        )
+        let found: Option<(i64,)> = sql("SELECT members FROM notifications
+             WHERE tenant = $1 AND idempotency_key = $2 AND what IN ('digest', 'group')")
         .bind(tenant.as_str())
         .bind(key)
-        .fetch_optional(&self.readers)
+        .fetch_optional(self.database.reader())
         .await?;
         Ok(found.is_some())
     }
@@ -367,29 +369,29 @@ impl Registry {
         &self,
         carrier: &str,
     ) -> Result<BTreeMap<(String, String, String), u64>, RegistryError> {
-        let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-            "SELECT a.rule, a.severity, n.what, COUNT(*) FROM notifications AS n JOIN alerts AS a
+        let rows: Vec<(String, String, String, i64)> =
+            sql("SELECT a.rule, a.severity, n.what, COUNT(*) FROM notifications AS n JOIN alerts AS a
                ON a.tenant = n.tenant AND a.fingerprint = n.fingerprint AND a.since = n.since
-             WHERE n.carrier = $1 GROUP BY a.rule, a.severity, n.what",
-        )
-        .bind(carrier)
-        .fetch_all(&self.readers)
-        .await?;
+             WHERE n.carrier = $1 GROUP BY a.rule, a.severity, n.what")
+            .bind(carrier)
+            .fetch_all(self.database.reader())
+            .await?;
         Ok(rows.into_iter().map(|(rule, severity, what, n)| ((rule, severity, what), n as u64)).collect())
     }
 
     /// They were sent: what each held up is due.
     pub async fn notifications_sent(&self, idempotency_keys: &[&str]) -> Result<(), RegistryError> {
         let now = self.clock.now().as_micros();
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
         for key in idempotency_keys {
-            sqlx::query(
+            sql(
                 "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL, sent_at = $2
                  WHERE idempotency_key = $1",
             )
             .bind(*key)
             .bind(now)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await?;
             release_next(&mut tx, key, now).await?;
         }
@@ -404,16 +406,15 @@ impl Registry {
         error: &str,
         retry_at: Option<Timestamp>,
     ) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
-             WHERE idempotency_key = $1",
-        )
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        sql("UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
+             WHERE idempotency_key = $1")
         .bind(idempotency_key)
         .bind(if retry_at.is_some() { "due" } else { "dead" })
         .bind(error)
         .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         release_next(&mut tx, idempotency_key, self.clock.now().as_micros()).await?;
         tx.commit().await?;
@@ -426,16 +427,17 @@ impl Registry {
         tenant: &TenantId,
         idempotency_key: &str,
     ) -> Result<bool, RegistryError> {
-        let revived = sqlx::query(
-            "UPDATE notifications SET state = 'due', attempts = 0, next_at = $3
-             WHERE tenant = $1 AND idempotency_key = $2 AND state = 'dead'",
-        )
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        let revived = sql("UPDATE notifications SET state = 'due', attempts = 0, next_at = $3
+             WHERE tenant = $1 AND idempotency_key = $2 AND state = 'dead'")
         .bind(tenant.as_str())
         .bind(idempotency_key)
         .bind(self.clock.now().as_micros())
-        .execute(&self.writer)
+        .execute(&mut tx)
         .await?;
-        Ok(revived.rows_affected() > 0)
+        tx.commit().await?;
+        Ok(revived > 0)
     }
 
     /// The newest first; of one alert the oldest first.
@@ -462,7 +464,7 @@ impl Registry {
             sent_at: Option<i64>,
         }
         let order = if filter.alert.is_some() { "ASC" } else { "DESC" };
-        let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT idempotency_key, fingerprint, since, channel, recipient, what, state, reason, carrier, members,
                     attempts, last_error, created_at, sent_at
              FROM notifications
@@ -477,7 +479,7 @@ impl Registry {
         .bind(filter.alert.map(|a| a.fingerprint.to_string()))
         .bind(filter.alert.map_or(0, |a| a.since.as_micros()))
         .bind(i64::from(filter.limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let told = |row: Row| Told {
             alert: row
@@ -503,17 +505,15 @@ impl Registry {
 }
 
 /// The oldest that its alert still has to tell the target of `idempotency_key` becomes due, if it is held.
-async fn release_next(tx: &mut Tx, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
-    sqlx::query(
-        "UPDATE notifications SET state = 'due', next_at = $2
+async fn release_next(tx: &mut Transaction, idempotency_key: &str, now: i64) -> Result<(), RegistryError> {
+    sql("UPDATE notifications SET state = 'due', next_at = $2
          WHERE state = 'held' AND idempotency_key = (
              SELECT waiting.idempotency_key FROM notifications AS done
              JOIN notifications AS waiting
                ON waiting.channel = done.channel AND waiting.recipient = done.recipient
                   AND waiting.fingerprint = done.fingerprint
              WHERE done.idempotency_key = $1 AND waiting.state IN ('due', 'held')
-             ORDER BY waiting.created_seq LIMIT 1)",
-    )
+             ORDER BY waiting.created_seq LIMIT 1)")
     .bind(idempotency_key)
     .bind(now)
     .execute(tx)
