@@ -301,6 +301,16 @@ impl Device {
         if moment.is_never() {
             return false;
         }
+        // Readings may have moved what the cells wait for. Looked at exactly before time is taken to have passed: else
+        // what is late would depend on when somebody looked.
+        for cell in self.cells.iter_mut().filter(|cell| cell.next <= moment) {
+            cell.next = cell.watch.next(index.rule(cell.rule));
+        }
+        let next = self.cells.iter().map(|cell| cell.next).min().unwrap_or(Moment::NEVER);
+        if next != self.next {
+            self.next = next;
+            return true;
+        }
         self.watermark = self.watermark.max(moment.time);
         match moment.kind {
             Kind::Close | Kind::Timer => self.pass_before(index, moment, out),

@@ -519,6 +519,18 @@ fn silence_is_noticed_when_it_is_due() {
 }
 
 #[test]
+fn a_wait_that_a_reading_has_put_off_makes_nothing_late() {
+    let rules = rules("no data for 20s");
+    let mut engine = Engine::new(limits(), &rules);
+    let mut out = Vec::new();
+    let story = told("0s 1 | 10s 1 @16s | b: 26.5s 1 | 19s 1 @27s");
+    let fates: Vec<_> =
+        story.iter().zip(0..).map(|(told, n)| engine.evaluate(&record(told), Offset(n), &mut out)).collect();
+    assert_eq!(fates, [Fate::Evaluated; 4]);
+    assert_eq!(out, []);
+}
+
+#[test]
 fn a_hold_is_over_when_it_is_due() {
     check(
         "temperature > 80 for 1m",
