@@ -39,12 +39,12 @@ def machine(tmp_path):
 
 
 def test_a_missing_toolchain_is_told(machine):
-    run, _ = machine("build", cc="", curl="")
+    run, _ = machine("build", cc="", curl="", pkg_config="")
     assert run.returncode == 1 and "https://sh.rustup.rs" in run.stderr, run
 
 
 def test_what_building_needs_is_installed_and_who_may_not_install_is_told(machine):
-    run, _ = machine("build", cc="", cargo="", id="echo 1000", apt_get="")
+    run, _ = machine("build", cc="", cargo="", pkg_config="", id="echo 1000", apt_get="")
     assert run.returncode == 1 and "run as root: apt-get install curl" in run.stderr, run
     sudo = 'echo "$*" >>$ASKED; [ "$1" != tee ] || cat >/dev/null'
     run, asked = machine("build", sudo=sudo)
