@@ -1,6 +1,6 @@
 //! Records per second through the journal on Kafka, acknowledged by all in-sync replicas.
 //!
-//!     append_bench HOST:PORT [SECONDS] [RECORD_BYTES] [RECORDS_PER_BATCH] [BATCHES_UNDER_WAY]
+//!     kafka_append_bench HOST:PORT [SECONDS] [RECORD_BYTES] [RECORDS_PER_BATCH] [BATCHES_UNDER_WAY]
 //!
 //! With the same number of brokers and bytes, `kafka-producer-perf-test --producer-props acks=all` says what Kafka's own
 //! client does.
