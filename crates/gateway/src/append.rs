@@ -290,7 +290,7 @@ impl Appender {
         }
     }
 
-    /// Until all that was added up to now has its place in the log.
+    /// Until all that was added up to now has its place in the log; for what is in no hurry that takes its time.
     pub(crate) async fn handed_over(&self) {
         let ahead: Vec<u64> = self.lanes.borrow().iter().map(LaneState::filled).collect();
         let is_over =

@@ -1,5 +1,4 @@
-//! The workers' threads. Each takes connections from the doors for itself: to hand them from thread to thread would cost
-//! as much as all that a connect is about.
+//! The workers' threads. Each takes connections from the doors for itself, so none is handed from thread to thread.
 
 use std::{
     io::{self, ErrorKind},
