@@ -374,17 +374,17 @@ impl Engine {
         while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.step <= now) {
             self.due.pop();
             if self.is_current(due) {
-                self.look_at_contained(due.device, now, out);
+                self.look_at_contained(due, out);
             }
         }
     }
 
     /// As `contain`, for what silence alone brings about.
-    fn look_at_contained(&mut self, slot: u32, now: i64, out: &mut Vec<AlertTransition>) {
+    fn look_at_contained(&mut self, due: Due, out: &mut Vec<AlertTransition>) {
         let said = out.len();
-        if catch_unwind(AssertUnwindSafe(|| self.look_at(slot, now, out))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| self.look_at(due, out))).is_err() {
             out.truncate(said);
-            if let Some(device) = self.remove(slot) {
+            if let Some(device) = self.remove(due.device) {
                 self.broken.push(Broken { tenant: device.tenant.as_ref().into(), device: device.name });
             }
         }
@@ -394,16 +394,16 @@ impl Engine {
         self.devices[due.device as usize].as_ref().is_some_and(|d| d.hash == due.hash && d.queued == due.step)
     }
 
-    fn look_at(&mut self, slot: u32, now: i64, out: &mut Vec<AlertTransition>) {
-        let Some(device) = &mut self.devices[slot as usize] else { return };
-        while device.due(&self.index, &self.limits) <= now {
-            if !device.live_on(&self.index, out) {
-                self.forgotten += 1;
-                return self.forget(slot, out);
-            }
+    /// One thing that is due. What comes next for the device waits for its turn among those of the others, so that the
+    /// order of what is said does not depend on how exactly a deadline was known.
+    fn look_at(&mut self, due: Due, out: &mut Vec<AlertTransition>) {
+        let Some(device) = &mut self.devices[due.device as usize] else { return };
+        if device.due(&self.index, &self.limits) <= due.step && !device.live_on(&self.index, out) {
+            self.forgotten += 1;
+            return self.forget(due.device, out);
         }
         device.queued = NOT_DUE;
-        self.schedule(slot);
+        self.schedule(due.device);
     }
 
     /// Makes room: the device that was silent longest goes.

@@ -601,6 +601,15 @@ fn a_wait_that_a_reading_has_put_off_makes_nothing_late() {
 }
 
 #[test]
+fn what_is_due_comes_in_its_order_also_after_a_wait_was_put_off() {
+    check(
+        "no data for 20s",
+        "a: 0s 1 | b: 5s 1 | a: 10s 1 | c: 60s 1",
+        expect!["b: 25s firing 20 | a: 30s firing 20"],
+    );
+}
+
+#[test]
 fn a_hold_is_over_when_it_is_due() {
     check(
         "temperature > 80 for 1m",
