@@ -753,6 +753,12 @@ impl From<v5::codec::Decoded> for Step {
                     Inbound::Unsubscribe { packet_id: u.packet_id, filters: u.topic_filters }
                 }
                 Packet::PingRequest => Inbound::Ping,
+                // The codec knows a reason more than the specification has for a DISCONNECT (3.14.2.1).
+                Packet::Disconnect(d)
+                    if d.reason_code == v5::codec::DisconnectReasonCode::BadAuthenticationMethod =>
+                {
+                    Inbound::Unexpected
+                }
                 Packet::Disconnect(d) => Inbound::Disconnect {
                     with_will: d.reason_code != v5::codec::DisconnectReasonCode::NormalDisconnection,
                     expiry_seconds: d.session_expiry_interval_secs,
