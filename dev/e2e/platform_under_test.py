@@ -189,7 +189,7 @@ class Platform:
             raise AssertionError(f"{error}: {json.dumps(self.ledger())}") from None
         tenant = ledger["tenants"].get("default", {})
         if tenant:
-            assert tenant["accepted"] == tenant["stored"] + tenant["duplicate"] + tenant["expired"], tenant
+            assert tenant["accepted"] == tenant["stored"] + tenant["duplicate"] + tenant["expired"] + tenant["sampled"], tenant
         return tenant
 
 

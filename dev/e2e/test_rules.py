@@ -110,3 +110,34 @@ def test_a_silent_device_is_missed_when_it_is_due_and_its_clock_is_shown(platfor
     )
     assert (alert["rule"], alert["device"]) == ("silent", "pump")
     assert platform.json("/v1/devices/pump")["clock_ahead_ms"] is None
+
+
+def test_what_is_not_critical_is_sampled_and_weighed(platforms):
+    config = """
+        [store.sampling]
+        keep_one_in = 10
+        [[store.sampling.metrics]]
+        metric = "debug.*"
+        always = true
+    """
+    platform = platforms(config).start()
+    token = platform.add_device("pump")
+    start, count = 1_750_000_000_000, 5_000
+    for first in range(0, count, 500):
+        records = [
+            {"ts": start + n * 1000, "values": {"debug.rssi": 2} if n % 2 else {"temperature": 20, "debug.rssi": 2}}
+            for n in range(first, first + 500)
+        ]
+        status, _, body = platform.request("POST", "/v1/telemetry", json.dumps(records).encode(), token=token)
+        assert status in (200, 202, 204), body
+    tenant = platform.settle()
+    assert tenant["accepted"] == count and 2_000 < tenant["sampled"] < 2_500, tenant
+    (row,) = platform.query("SELECT sum(weight) AS n, avg(value) AS mean FROM readings WHERE metric = 'debug.rssi'")
+    assert abs(int(row["n"]) - count) < count * 0.15 and float(row["mean"]) == 2, row
+    (row,) = platform.query("SELECT count(temperature) AS n FROM default")
+    assert int(row["n"]) == count // 2, "what is critical is all there"
+    end = start + count * 1000
+    (series,) = platform.json(
+        f"/v1/readings?device=pump&metric=debug.rssi&start={start}&end={end}&step_ms=86400000&aggregate=count"
+    )
+    assert series["sampled"] and abs(sum(n for _, n in series["points"]) - count) < count * 0.15, series

@@ -8,7 +8,7 @@ use crate::{Console, ask::Asker};
 
 /// The account of every message. The unit is the record: one device message, or one element of an array payload.
 ///
-/// It balances when, for every tenant, `accepted = stored + duplicate + expired + in_flight`, and when the
+/// It balances when, for every tenant, `accepted = stored + duplicate + expired + sampled + in_flight`, and when the
 /// counters of the gateway, the offsets of the journal and the counters of the store agree with each other.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct LedgerView {
@@ -42,6 +42,8 @@ pub struct TenantLedger {
     pub stored: u64,
     pub duplicate: u64,
     pub expired: u64,
+    /// Left out, as others stand for them.
+    pub sampled: u64,
     /// Accepted and not yet seen by the store.
     pub in_flight: u64,
     /// Refused and kept with the reason on the `rejected` topic.

@@ -200,6 +200,9 @@ pub(crate) struct SeriesView {
     metric: String,
     /// `[ms since 1970, value]`
     points: Vec<(i64, Value)>,
+    /// Some of the readings stand for others that were left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    sampled: bool,
 }
 
 pub(crate) async fn readings(
@@ -235,6 +238,7 @@ pub(crate) async fn readings(
         device: s.device,
         metric: s.metric,
         points: s.points.into_iter().map(|(time, value)| (time.as_millis(), value)).collect(),
+        sampled: s.is_sampled,
     });
     Ok(Json(view.collect()))
 }

@@ -5,6 +5,8 @@ mod pipeline; // the rules, running: one thread a partition
 
 mod store; // telemetry into the store
 
+mod sampling; // of it, what need not all be stored
+
 mod rejected; // refused messages, counted
 
 pub mod rules; // rules as data
@@ -30,4 +32,5 @@ pub use pipeline::{
 };
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
+pub use sampling::{NotCritical, SamplingConfig};
 pub use store::{StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};

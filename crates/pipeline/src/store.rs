@@ -30,6 +30,7 @@ use crate::{
     consumer::{Backoff, Every, Stop, Worker},
     copies::{Keeper, Snapshots, device_hash},
     pipeline,
+    sampling::{Sampler, SamplingConfig},
 };
 
 /// Records behind at which the writer goes on at once; fewer gather first.
@@ -48,6 +49,8 @@ pub struct StoreConfig {
     pub gather_millis: u64,
     /// How often the journal is told what is durable.
     pub commit_seconds: u64,
+    /// What need not all be stored.
+    pub sampling: SamplingConfig,
     /// How copies are recognised; the rules go by the same.
     #[serde(skip)]
     pub copies: RecentIdsLimits,
@@ -62,6 +65,7 @@ impl Default for StoreConfig {
             write_records_max: 10_000,
             gather_millis: 50,
             commit_seconds: 1,
+            sampling: SamplingConfig::default(),
             copies: RecentIdsLimits::default(),
             nice: 5,
         }
@@ -136,6 +140,7 @@ impl StoreWriter {
             partitions: Vec::new(),
             backlog_ends,
             commit_due: Every::new(Duration::from_secs(config.commit_seconds)),
+            sampler: Sampler::new(&config.sampling),
             config,
             dir: dir.into(),
             journal,
@@ -174,6 +179,7 @@ struct Writer {
     backlog_ends: Vec<Offset>,
     partitions: Vec<Place>,
     commit_due: Every,
+    sampler: Sampler,
 }
 
 /// Where the writer is in one partition.
@@ -204,6 +210,7 @@ impl Writer {
             backlog_ends: self.backlog_ends.clone(),
             partitions: Vec::new(),
             commit_due: self.commit_due.clone(),
+            sampler: self.sampler.clone(),
         }
     }
 
@@ -303,6 +310,7 @@ impl Writer {
     }
 
     async fn write_some(&mut self, n: usize, entries: &[Entry<'_>], next: Offset) -> Result<(), Failed> {
+        let is_pressed = self.sampler.is_pressed(self.lag());
         let place = &mut self.partitions[n];
         let mut records = Vec::with_capacity(entries.len());
         let mut backlog = 0;
@@ -312,7 +320,9 @@ impl Writer {
                 Ok(record) => {
                     let hash = device_hash(record.tenant, record.device);
                     let known_duplicate = place.copies.observe(&record, hash, entry.offset);
-                    records.push(StoredRecord { record, known_duplicate });
+                    let mut stored = self.sampler.thin(record, is_pressed);
+                    stored.known_duplicate = known_duplicate;
+                    records.push(stored);
                     backlog += usize::from(entry.offset < place.backlog_end);
                 }
                 Err(error) => {

@@ -65,7 +65,7 @@ Examples:
         #[command(flatten)]
         server: Server,
     },
-    /// Show the account of every message: accepted = stored + duplicate + expired + in flight
+    /// Show the account of every message: accepted = stored + duplicate + expired + sampled + in flight
     Ledger {
         #[command(flatten)]
         server: Server,

@@ -180,5 +180,5 @@ fn record<'a>(
         time_source: TimeSource::Device,
         readings: readings.map(|(metric, value)| Reading { metric, value }).collect(),
     };
-    StoredRecord { record, known_duplicate: false }
+    StoredRecord::of(record)
 }

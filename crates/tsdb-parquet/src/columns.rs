@@ -9,6 +9,7 @@ use std::{
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use dunlin_model::{Value, ValueRef};
+use dunlin_tsdb::WEIGHT_SUFFIX;
 use serde::{Deserialize, Serialize};
 
 use crate::identity;
@@ -182,6 +183,13 @@ impl Columns {
         }
     }
 
+    /// Finds or makes the place of a weight of the metric's readings.
+    pub(crate) fn place_weight(&mut self, metric: &str, weight: ValueRef<'_>) -> Option<Place> {
+        let name = format!("{metric}{WEIGHT_SUFFIX}");
+        let number = self.metric(&name)?;
+        Some(self.place(number, weight))
+    }
+
     fn promote(&mut self, metric: u32, column: u16) {
         self.list[column as usize].kind = Kind::F64;
         let of = &mut self.metrics[metric as usize].columns;
@@ -217,9 +225,14 @@ impl Columns {
     }
 }
 
-/// What `identity::reading` wants of the metric in a column.
+/// Whether it is no metric, but says for how many each reading of one stands.
+pub(crate) fn is_weight(metric: &str) -> bool {
+    metric.ends_with(WEIGHT_SUFFIX)
+}
+
+/// What `identity::reading` wants of the metric in a column; a weight is no part of what a row is.
 pub(crate) fn metric_hash(list: &[Column], column: &str) -> Option<u64> {
-    let column = list.iter().find(|c| &*c.name == column)?;
+    let column = list.iter().find(|c| &*c.name == column).filter(|c| !is_weight(&c.metric))?;
     Some(identity::name(&column.metric))
 }
 
@@ -274,7 +287,7 @@ pub(crate) fn other_readings(json: &str) -> Vec<(String, Value)> {
 
 /// What the readings of an `other` column add to the identity of their row.
 pub(crate) fn other_print(json: &str) -> u64 {
-    other_readings(json).iter().fold(0, |sum, (metric, value)| {
+    other_readings(json).iter().filter(|(metric, _)| !is_weight(metric)).fold(0, |sum, (metric, value)| {
         sum.wrapping_add(identity::reading(identity::name(metric), value.borrowed()))
     })
 }

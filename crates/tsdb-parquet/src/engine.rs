@@ -37,7 +37,9 @@ use datafusion::{
     sql::{parser::Statement as ParsedStatement, sqlparser::ast::Statement},
 };
 use dunlin_model::{TenantId, Timestamp, Value, ValueRef};
-use dunlin_tsdb::{Gather, Latest, Query, QueryError, Series, SeriesKey, SqlLimits, SqlResult, StoreError};
+use dunlin_tsdb::{
+    Gather, Latest, Query, QueryError, Series, SeriesKey, SqlLimits, SqlResult, StoreError, WEIGHT_SUFFIX,
+};
 use futures::{StreamExt, stream};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -46,7 +48,7 @@ use tokio::{
 };
 
 use crate::{
-    columns::{DEVICE, OTHER, TIME, other_readings},
+    columns::{DEVICE, OTHER, TIME, is_weight, other_readings},
     latest::Newest,
     store::{Inner, lock, lower_priority},
 };
@@ -438,7 +440,7 @@ async fn newest(
     let metrics = Wanted::of(&table, &query);
     let mut rows = scan(&context, &table, &query, &metrics).await?;
     while let Some(batch) = rows.next().await {
-        metrics.each(&batch.map_err(failed)?, |device, metric, time, value| {
+        metrics.each(&batch.map_err(failed)?, |device, metric, time, value, _| {
             if !found.contains_key(device) {
                 found.insert(device.to_owned(), BTreeMap::new());
             }
@@ -466,7 +468,7 @@ async fn gather_all(
         let mut rows = scan(&context, &table, &query, &metrics).await?;
         while let Some(batch) = rows.next().await {
             let mut last: Option<(String, String, SeriesKey)> = None;
-            metrics.each(&batch.map_err(failed)?, |device, metric, time, value| {
+            metrics.each(&batch.map_err(failed)?, |device, metric, time, value, weight| {
                 let key = match &last {
                     Some((d, m, key)) if d == device && m == metric => *key,
                     _ => {
@@ -475,7 +477,7 @@ async fn gather_all(
                         key
                     }
                 };
-                gather.push(key, time, value)
+                gather.push(key, time, value, weight)
             })?;
         }
     }
@@ -486,6 +488,9 @@ async fn gather_all(
 struct Wanted {
     /// Name of the column, and the metric it holds; `None` for `other`.
     columns: Vec<(Arc<str>, Option<Arc<str>>)>,
+    /// Of each of them, the column that says for how many its values stand, if there is one: by its place behind them.
+    weights: Vec<Option<usize>>,
+    weight_columns: Vec<Arc<str>>,
     metrics: Vec<String>,
 }
 
@@ -495,13 +500,21 @@ impl Wanted {
         let mut columns: Vec<_> = table
             .columns
             .iter()
-            .filter(|column| is_wanted(&column.metric))
+            .filter(|column| is_wanted(&column.metric) && !is_weight(&column.metric))
             .map(|column| (column.name.clone(), Some(column.metric.clone())))
             .collect();
         if table.has_other {
             columns.push((OTHER.into(), None));
         }
-        Self { columns, metrics: query.metrics.clone() }
+        let mut weight_columns = Vec::new();
+        let weights = columns.iter().map(|(_, metric)| {
+            let name = format!("{}{WEIGHT_SUFFIX}", metric.as_deref()?);
+            let column = table.columns.iter().find(|column| *column.metric == *name)?;
+            weight_columns.push(column.name.clone());
+            Some(weight_columns.len() - 1)
+        });
+        let weights = weights.collect();
+        Self { columns, weights, weight_columns, metrics: query.metrics.clone() }
     }
 
     fn is_empty(&self) -> bool {
@@ -512,19 +525,29 @@ impl Wanted {
     fn each(
         &self,
         batch: &RecordBatch,
-        mut take: impl FnMut(&str, &str, Timestamp, ValueRef<'_>) -> Result<(), QueryError>,
+        mut take: impl FnMut(&str, &str, Timestamp, ValueRef<'_>, u32) -> Result<(), QueryError>,
     ) -> Result<(), QueryError> {
         let devices = batch.column(0).as_string_view();
         let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
-        for (array, (_, metric)) in batch.columns()[2..].iter().zip(&self.columns) {
+        let (values, weights) = batch.columns()[2..].split_at(self.columns.len());
+        for ((array, (_, metric)), weight) in values.iter().zip(&self.columns).zip(&self.weights) {
+            let weights = weight.and_then(|n| weights.get(n)?.as_primitive_opt::<Int64Type>());
             for row in (0..batch.num_rows()).filter(|row| array.is_valid(*row)) {
                 let (device, time) = (devices.value(row), Timestamp::from_micros(times.value(row)));
                 match metric {
-                    Some(metric) => take(device, metric, time, value_at(array, row))?,
+                    Some(metric) => {
+                        let weight =
+                            weights.filter(|w| w.is_valid(row)).map_or(1, |w| w.value(row).max(1) as u32);
+                        take(device, metric, time, value_at(array, row), weight)?
+                    }
                     None => {
-                        for (metric, value) in other_readings(array.as_string_view().value(row)) {
-                            if self.metrics.is_empty() || self.metrics.contains(&metric) {
-                                take(device, &metric, time, value.borrowed())?;
+                        let readings = other_readings(array.as_string_view().value(row));
+                        for (metric, value) in &readings {
+                            if is_weight(metric) {
+                                continue;
+                            }
+                            if self.metrics.is_empty() || self.metrics.contains(metric) {
+                                take(device, metric, time, value.borrowed(), weight_in(&readings, metric))?;
                             }
                         }
                     }
@@ -532,6 +555,15 @@ impl Wanted {
             }
         }
         Ok(())
+    }
+}
+
+/// For how many a reading among those without a column stands.
+fn weight_in(readings: &[(String, Value)], metric: &str) -> u32 {
+    let is_its = |name: &str| name.strip_suffix(WEIGHT_SUFFIX) == Some(metric);
+    match readings.iter().find(|(name, _)| is_its(name)) {
+        Some((_, Value::I64(weight))) => (*weight).max(1) as u32,
+        _ => 1,
     }
 }
 
@@ -564,7 +596,8 @@ async fn scan(
     if query.end < Timestamp::MAX {
         rows = rows.filter(col(TIME).lt(time(query.end))).map_err(failed)?;
     }
-    let columns = wanted.columns.iter().map(|(column, _)| column_named(column));
+    let columns = wanted.columns.iter().map(|(column, _)| column).chain(&wanted.weight_columns);
+    let columns = columns.map(|column| column_named(column));
     let columns: Vec<Expr> = [col(DEVICE), col(TIME)].into_iter().chain(columns).collect();
     rows.select(columns).map_err(failed)?.execute_stream().await.map_err(failed)
 }

@@ -19,7 +19,9 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"DNLNTSDB";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Knew nothing of records that were left out.
+const VERSION_BEFORE: u8 = 1;
 const NAME: &str = "manifest";
 
 /// The tenant and the device type.
@@ -47,6 +49,8 @@ struct Body {
     positions: Vec<(u8, u16, u64)>,
     counts: Vec<(String, [u64; 4])>,
     tables: Vec<(Arc<str>, Arc<str>, TableEntry)>,
+    /// Records left out, by tenant.
+    sampled: Vec<(String, u64)>,
 }
 
 impl Manifest {
@@ -121,6 +125,7 @@ fn encode(manifest: &Manifest) -> io::Result<Vec<u8>> {
             .iter()
             .map(|((tenant, device_type), table)| (tenant.clone(), device_type.clone(), table.clone()))
             .collect(),
+        sampled: manifest.counts.iter().map(|(tenant, c)| (tenant.to_string(), c.sampled)).collect(),
     };
     let body = postcard::to_stdvec(&body).map_err(io::Error::other)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
@@ -136,7 +141,7 @@ fn encode(manifest: &Manifest) -> io::Result<Vec<u8>> {
 fn decode(bytes: &[u8]) -> Result<Manifest, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is not a manifest")?;
     let (version, rest) = rest.split_first().ok_or("it ends early")?;
-    if *version != VERSION {
+    if ![VERSION, VERSION_BEFORE].contains(version) {
         return Err(format!("it has version {version}, this program reads {VERSION}"));
     }
     let (length, rest) = rest.split_first_chunk::<4>().ok_or("it ends early")?;
@@ -147,14 +152,21 @@ fn decode(bytes: &[u8]) -> Result<Manifest, String> {
     if checksum(body) != u32::from_le_bytes(*sum) {
         return Err("its checksum is wrong".into());
     }
-    let body: Body = postcard::from_bytes(body).map_err(|e| e.to_string())?;
+    let mut body = body.to_vec();
+    if *version == VERSION_BEFORE {
+        // An empty list.
+        body.push(0);
+    }
+    let body: Body = postcard::from_bytes(&body).map_err(|e| e.to_string())?;
+    let sampled: BTreeMap<String, u64> = body.sampled.into_iter().collect();
     let position = |(topic, index, offset)| {
         let topic = Topic::from_ordinal(topic).ok_or_else(|| format!("there is no topic {topic}"))?;
         Ok((JournalPartition::new(topic, index), Offset(offset)))
     };
     let count = |(tenant, [stored, duplicate, expired, readings]): (String, [u64; 4])| {
+        let sampled = sampled.get(&tenant).copied().unwrap_or(0);
         let tenant = tenant.parse::<TenantId>().map_err(|e| e.to_string())?;
-        Ok((tenant, Counts { stored, duplicate, expired, readings }))
+        Ok((tenant, Counts { stored, duplicate, expired, sampled, readings }))
     };
     Ok(Manifest {
         next_file: body.next_file,

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     stored: Counter,
     duplicate: Counter,
     expired: Counter,
+    sampled: Counter,
     pub(crate) memtable_bytes: Gauge,
     pub(crate) flush_seconds: Histogram,
     pub(crate) flush_failures: Counter,
@@ -33,6 +34,7 @@ impl Metrics {
             stored: Counter::default(),
             duplicate: Counter::default(),
             expired: Counter::default(),
+            sampled: Counter::default(),
             memtable_bytes: Gauge::default(),
             flush_seconds: seconds(),
             flush_failures: Counter::default(),
@@ -48,6 +50,11 @@ impl Metrics {
         r.register("dunlin_tsdb_rows_stored", "Records stored", m.stored.clone());
         r.register("dunlin_tsdb_rows_duplicate", "Records that were stored before", m.duplicate.clone());
         r.register("dunlin_tsdb_rows_expired", "Records older than the retention", m.expired.clone());
+        r.register(
+            "dunlin_tsdb_rows_sampled",
+            "Records left out, as others stand for them",
+            m.sampled.clone(),
+        );
         r.register("dunlin_tsdb_memtable_bytes", "Fresh rows in memory", m.memtable_bytes.clone());
         r.register("dunlin_tsdb_flush_seconds", "Writing fresh rows to files", m.flush_seconds.clone());
         r.register(
@@ -70,9 +77,10 @@ impl Metrics {
 
     pub(crate) fn wrote(&self, outcomes: &[Outcome]) {
         let of = |wanted: Outcome| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
-        let (stored, expired) = (of(Outcome::Stored), of(Outcome::Expired));
+        let (stored, expired, sampled) = (of(Outcome::Stored), of(Outcome::Expired), of(Outcome::Sampled));
         self.stored.inc_by(stored);
         self.expired.inc_by(expired);
-        self.duplicate.inc_by(outcomes.len() as u64 - stored - expired);
+        self.sampled.inc_by(sampled);
+        self.duplicate.inc_by(of(Outcome::Duplicate));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use arrow::array::{Array, StringViewArray, StringViewBuilder};
 use dunlin_journal::{Offset, Partition as JournalPartition};
 use dunlin_model::{Reading, Record, TenantId, TimeSource, Timestamp};
-use dunlin_tsdb::{Counts, Outcome, StoreError, Write};
+use dunlin_tsdb::{Counts, Outcome, StoreError, StoredRecord, WEIGHT_SUFFIX, Write};
 
 use crate::{
     columns::{self, Column, Columns, Place},
@@ -254,6 +254,7 @@ impl State {
             let record = &stored.record;
             let (_, table_number) = self.locate(record)?;
             if stored.known_duplicate
+                || stored.is_sampled_out
                 || record.time_source != TimeSource::Device
                 || retention.has_expired(record)
             {
@@ -303,9 +304,12 @@ impl State {
             } else if stored.known_duplicate || (!found.0.is_empty() && found.0.contains(&number)) {
                 counts.duplicate += 1;
                 Outcome::Duplicate
+            } else if stored.is_sampled_out {
+                counts.sampled += 1;
+                Outcome::Sampled
             } else {
                 let keep_latest = self.latest_devices < latest_devices_max;
-                match self.tables[table as usize].store(record, &mut scratch, keep_latest) {
+                match self.tables[table as usize].store(stored, &mut scratch, keep_latest) {
                     Some(added) => {
                         counts.stored += 1;
                         counts.readings += added.readings;
@@ -418,7 +422,13 @@ impl Table {
     }
 
     /// Stores a record that is not behind the memtable, unless it is in it.
-    fn store(&mut self, record: &Record<'_>, scratch: &mut Scratch, keep_latest: bool) -> Option<Added> {
+    fn store(
+        &mut self,
+        stored: &StoredRecord<'_>,
+        scratch: &mut Scratch,
+        keep_latest: bool,
+    ) -> Option<Added> {
+        let record = &stored.record;
         let device = self.devices.number(record.device);
         let print = self.resolve(record, device, scratch);
         let by_device = record.time_source == TimeSource::Device;
@@ -427,6 +437,7 @@ impl Table {
         }
         let mut added = Added { bytes: 0, readings: 0, latest_device: false };
         let latest = self.devices.saw(device, record.time, self.generation, keep_latest, &mut added);
+        let mut weights_of_others: Vec<(String, dunlin_model::ValueRef<'_>)> = Vec::new();
         let mut others: Vec<(&str, dunlin_model::ValueRef<'_>)> = Vec::new();
         for (position, (reading, metric)) in record.readings.iter().zip(&scratch.metrics).enumerate() {
             let Reading { metric: name, value } = *reading;
@@ -451,6 +462,20 @@ impl Table {
                 latest.take(position, *metric, record.time, value);
             }
         }
+        for ((reading, metric), weight) in record.readings.iter().zip(&scratch.metrics).zip(&stored.weights) {
+            if *weight == 1 || *metric == SKIP {
+                continue;
+            }
+            let value = dunlin_model::ValueRef::I64(i64::from(*weight));
+            match self.columns.place_weight(reading.metric, value) {
+                Some(Place::Column(column)) => {
+                    added.bytes += self.fresh.set(column, self.columns.kind(column), value);
+                }
+                // Of a metric without a column; or there is no room for one more.
+                _ => weights_of_others.push((format!("{}{WEIGHT_SUFFIX}", reading.metric), value)),
+            }
+        }
+        others.extend(weights_of_others.iter().map(|(name, value)| (&**name, *value)));
         if !others.is_empty() {
             self.columns.need_other();
             added.bytes += self.fresh.set_other(&columns::other_json(&others));

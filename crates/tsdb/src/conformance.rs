@@ -24,6 +24,7 @@ macro_rules! conformance_tests {
             equal_times_with_other_readings_are_kept,
             server_timed_records_are_no_duplicates,
             known_duplicates_are_only_counted,
+            what_stands_for_others_is_weighed,
             a_drop_goes_back_to_the_last_flush,
             duplicates_are_known_after_a_reopen,
             old_records_expire,
@@ -79,8 +80,7 @@ pub fn write(store: &dyn Tsdb, records: &[Record<'_>]) -> Vec<Outcome> {
 }
 
 fn write_at(store: &dyn Tsdb, partition: Partition, from: Offset, records: &[Record<'_>]) -> Vec<Outcome> {
-    let records: Vec<_> =
-        records.iter().map(|r| StoredRecord { record: r.clone(), known_duplicate: false }).collect();
+    let records: Vec<_> = records.iter().map(|r| StoredRecord::of(r.clone())).collect();
     let next = from.after(records.len() as u64);
     store.write(Write { partition, records: &records, next }).expect("write")
 }
@@ -140,7 +140,7 @@ pub async fn a_replay_is_all_duplicates(lab: &impl Lab) {
     assert_eq!(write(&*store, &records), [Outcome::Duplicate; 50]);
     let swapped = record("a", at(7), &[("u", F64(0.5)), ("t", F64(7.0))]);
     assert_eq!(write(&*store, &[swapped]), [Outcome::Duplicate]);
-    assert_eq!(counts(&*store), Counts { stored: 50, duplicate: 101, expired: 0, readings: 100 });
+    assert_eq!(counts(&*store), Counts { stored: 50, duplicate: 101, readings: 100, ..Counts::default() });
 }
 
 pub async fn equal_times_with_other_readings_are_kept(lab: &impl Lab) {
@@ -174,11 +174,63 @@ pub async fn server_timed_records_are_no_duplicates(lab: &impl Lab) {
 
 pub async fn known_duplicates_are_only_counted(lab: &impl Lab) {
     let store = lab.open(None).await;
-    let records = [StoredRecord { record: record("a", at(0), &[("t", I64(1))]), known_duplicate: true }];
+    let copy = StoredRecord::of(record("a", at(0), &[("t", I64(1))]));
+    let records = [StoredRecord { known_duplicate: true, ..copy }];
     let outcomes = store.write(Write { partition: P0, records: &records, next: Offset(1) }).expect("write");
     assert_eq!(outcomes, [Outcome::Duplicate]);
     assert!(all(&*store).await.is_empty());
     assert_eq!(counts(&*store).duplicate, 1);
+}
+
+pub async fn what_stands_for_others_is_weighed(lab: &impl Lab) {
+    let store = lab.open(None).await;
+    // Two are kept, each for ten; one of another metric stands for itself.
+    let sampled = |n: i64| StoredRecord {
+        weights: vec![10, 1],
+        ..StoredRecord::of(record("a", at(n), &[("t", F64(n as f64)), ("u", I64(n))]))
+    };
+    let out = StoredRecord {
+        is_sampled_out: true,
+        ..StoredRecord::of(record("a", at(3), &[("t", F64(3.0)), ("u", I64(3))]))
+    };
+    let plain = StoredRecord::of(record("a", at(4), &[("t", F64(40.0))]));
+    let records = [sampled(1), sampled(2), out, plain];
+    let written = store.write(Write { partition: P0, records: &records, next: Offset(4) }).expect("write");
+    assert_eq!(written, [Outcome::Stored, Outcome::Stored, Outcome::Sampled, Outcome::Stored]);
+    for flush in [false, true] {
+        if flush {
+            store.flush().await.expect("flush");
+        }
+        let raw = all(&*store).await;
+        let metrics: Vec<_> = raw.iter().map(|s| (s.metric.as_str(), s.points.len(), s.is_sampled)).collect();
+        assert_eq!(metrics, [("t", 3, true), ("u", 2, false)], "weights are no metric");
+        let expected = [
+            (Aggregate::Count, 21.0),
+            (Aggregate::Sum, 70.0),
+            (Aggregate::Avg, 70.0 / 21.0),
+            (Aggregate::Max, 40.0),
+        ];
+        for (aggregate, expected) in expected {
+            let step = Some((Duration::from_secs(3_600), aggregate));
+            let query = Query { metrics: vec!["t".into()], step, ..everything() };
+            let series = store.query(&tenant("default"), query).await.expect("query");
+            assert_eq!(numbers(&series[0]), [(0, expected)], "{aggregate:?}");
+            assert!(series[0].is_sampled);
+        }
+        let latest = store.latest(&tenant("default"), &[], 10).await.expect("latest");
+        assert_eq!(latest.len(), 2, "{latest:?}");
+        let copies: Vec<_> = (1..3)
+            .map(|n| StoredRecord::of(record("a", at(n), &[("t", F64(n as f64)), ("u", I64(n))])))
+            .collect();
+        let next = store.position(P0).unwrap_or(Offset::ZERO).after(2);
+        let again = store.write(Write { partition: P0, records: &copies, next }).expect("write");
+        assert_eq!(again, [Outcome::Duplicate; 2], "a weight makes no difference");
+    }
+    let read = Counts { stored: 3, duplicate: 4, sampled: 1, readings: 5, ..Counts::default() };
+    assert_eq!(counts(&*store), read);
+    store.flush().await.expect("flush");
+    drop(store);
+    assert_eq!(counts(&*lab.open(None).await), read);
 }
 
 pub async fn a_drop_goes_back_to_the_last_flush(lab: &impl Lab) {
@@ -230,7 +282,7 @@ pub async fn old_records_expire(lab: &impl Lab) {
     let old_then = Record { received_at: at(-8 * DAY), ..record("a", at(-9 * DAY - 1), &reading) };
     let outcomes = write(&*store, &[fresh_then, old_then, record("a", at(0), &reading)]);
     assert_eq!(outcomes, [Outcome::Stored, Outcome::Expired, Outcome::Stored]);
-    assert_eq!(counts(&*store), Counts { stored: 2, duplicate: 0, expired: 1, readings: 2 });
+    assert_eq!(counts(&*store), Counts { stored: 2, expired: 1, readings: 2, ..Counts::default() });
     assert_eq!(numbers(&all(&*store).await[0]), [(-10 * DAY, 1.0), (0, 1.0)]);
 }
 

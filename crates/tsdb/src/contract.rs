@@ -15,6 +15,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 ///   metrics and values are, in any order; 5 and 5.0 are the same value. A record filed under the server's time is a
 ///   duplicate only if the caller knows it to be one.
 /// - A record that was older than the retention when it was received is expired and not stored.
+/// - A reading may stand for others (`StoredRecord::weights`). Its weight is no part of what makes a copy.
 /// - Of a metric that stands twice in a record the first value counts.
 /// - A metric that ever had a fraction may give its integers back as floats of the same value.
 /// - Every query sees the rows of one tenant only.
@@ -38,7 +39,7 @@ pub trait Tsdb: fmt::Debug + Send + Sync + 'static {
     /// Durable positions, by partition: what a crash now would resume from.
     fn durable_positions(&self) -> Vec<(Partition, Offset)>;
 
-    /// Records stored, duplicate and expired by tenant, from the first record of the journal to `position`;
+    /// Records stored, duplicate, expired and sampled by tenant, from the first record of the journal to `position`;
     /// commits with the data.
     fn counts(&self) -> BTreeMap<TenantId, Counts>;
 
@@ -78,12 +79,27 @@ pub struct Write<'w, 'r> {
     pub next: Offset,
 }
 
-/// A record, and whether the caller knows it to be a copy (it is then only counted).
+/// A record, and what the caller knows of it.
 #[derive(Debug)]
 pub struct StoredRecord<'a> {
     pub record: Record<'a>,
+    /// It is a copy, and only counted.
     pub known_duplicate: bool,
+    /// Others stand for it, and it is only counted.
+    pub is_sampled_out: bool,
+    /// For how many each of its readings stands, in their order; empty: each for itself.
+    pub weights: Vec<u32>,
 }
+
+impl<'a> StoredRecord<'a> {
+    /// A new record that stands for itself.
+    pub fn of(record: Record<'a>) -> Self {
+        Self { record, known_duplicate: false, is_sampled_out: false, weights: Vec::new() }
+    }
+}
+
+/// What a store calls the weights of a metric's readings, where it gives them a name: `METRIC__weight`.
+pub const WEIGHT_SUFFIX: &str = "__weight";
 
 /// What became of one record, in the order of `Write::records`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +107,8 @@ pub enum Outcome {
     Stored,
     Duplicate,
     Expired,
+    /// Left out, as others stand for it.
+    Sampled,
 }
 
 /// How many records had which outcome. `read` is their sum.
@@ -99,13 +117,14 @@ pub struct Counts {
     pub stored: u64,
     pub duplicate: u64,
     pub expired: u64,
+    pub sampled: u64,
     /// Readings in the stored records.
     pub readings: u64,
 }
 
 impl Counts {
     pub fn read(&self) -> u64 {
-        self.stored + self.duplicate + self.expired
+        self.stored + self.duplicate + self.expired + self.sampled
     }
 }
 
@@ -134,7 +153,8 @@ pub struct Query {
 }
 
 /// How the values of a step become one. The average, the least, the greatest and the sum are of numbers (a bool is
-/// 0 or 1) and leave texts out; the others take every value.
+/// 0 or 1) and leave texts out; the others take every value. Average, sum and count go by the weights of the readings,
+/// so that they are those of all that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregate {
     Avg,
@@ -152,6 +172,8 @@ pub struct Series {
     pub device: String,
     pub metric: String,
     pub points: Vec<(Timestamp, Value)>,
+    /// Some of the readings stand for others that were left out.
+    pub is_sampled: bool,
 }
 
 #[derive(Debug, Clone, Copy)]

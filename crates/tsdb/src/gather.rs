@@ -11,6 +11,7 @@ pub struct Gather {
     step_micros: i64,
     keys: HashMap<String, HashMap<String, SeriesKey>>,
     series: Vec<Points>,
+    sampled: Vec<bool>,
     points: usize,
 }
 
@@ -26,6 +27,7 @@ enum Points {
 
 #[derive(Debug)]
 struct Step {
+    /// Weights of the values, and of those that are numbers.
     count: u64,
     numbers: u64,
     sum: f64,
@@ -44,7 +46,14 @@ impl Gather {
         if query.step.is_some() && step_micros == 0 {
             return Err(QueryError::Invalid("the step must be at least a microsecond".into()));
         }
-        Ok(Self { query: query.clone(), step_micros, keys: HashMap::new(), series: Vec::new(), points: 0 })
+        Ok(Self {
+            query: query.clone(),
+            step_micros,
+            keys: HashMap::new(),
+            series: Vec::new(),
+            sampled: Vec::new(),
+            points: 0,
+        })
     }
 
     /// The series of this metric of this device, new or known.
@@ -57,15 +66,23 @@ impl Gather {
             Some(_) => Points::Stepped(BTreeMap::new()),
             None => Points::Raw(Vec::new()),
         });
+        self.sampled.push(false);
         self.keys.entry(device.into()).or_default().insert(metric.into(), key);
         key
     }
 
-    /// Takes a value; what is outside the query's range is left out.
-    pub fn push(&mut self, to: SeriesKey, time: Timestamp, value: ValueRef<'_>) -> Result<(), QueryError> {
+    /// Takes a value that stands for `weight` of them; what is outside the query's range is left out.
+    pub fn push(
+        &mut self,
+        to: SeriesKey,
+        time: Timestamp,
+        value: ValueRef<'_>,
+        weight: u32,
+    ) -> Result<(), QueryError> {
         if time < self.query.start || time >= self.query.end {
             return Ok(());
         }
+        self.sampled[to.0] |= weight > 1;
         match &mut self.series[to.0] {
             Points::Raw(points) => {
                 points.push((time, value.to_owned()));
@@ -74,9 +91,11 @@ impl Gather {
             Points::Stepped(steps) => {
                 let start = time.as_micros().div_euclid(self.step_micros).saturating_mul(self.step_micros);
                 match steps.entry(start) {
-                    std::collections::btree_map::Entry::Occupied(mut step) => step.get_mut().add(time, value),
+                    std::collections::btree_map::Entry::Occupied(mut step) => {
+                        step.get_mut().add(time, value, weight);
+                    }
                     std::collections::btree_map::Entry::Vacant(at) => {
-                        at.insert(Step::of(time, value));
+                        at.insert(Step::of(time, value, weight));
                         self.points += 1;
                     }
                 }
@@ -107,7 +126,8 @@ impl Gather {
                         .collect(),
                 };
                 if !points.is_empty() {
-                    series.push(Series { device: device.clone(), metric, points });
+                    let is_sampled = self.sampled[key.0];
+                    series.push(Series { device: device.clone(), metric, points, is_sampled });
                 }
             }
         }
@@ -117,7 +137,7 @@ impl Gather {
 }
 
 impl Step {
-    fn of(time: Timestamp, value: ValueRef<'_>) -> Self {
+    fn of(time: Timestamp, value: ValueRef<'_>, weight: u32) -> Self {
         let mut step = Self {
             count: 0,
             numbers: 0,
@@ -127,15 +147,15 @@ impl Step {
             first: (time, value.to_owned()),
             last: (time, value.to_owned()),
         };
-        step.add(time, value);
+        step.add(time, value, weight);
         step
     }
 
-    fn add(&mut self, time: Timestamp, value: ValueRef<'_>) {
-        self.count += 1;
+    fn add(&mut self, time: Timestamp, value: ValueRef<'_>, weight: u32) {
+        self.count += u64::from(weight);
         if let Some(number) = value.as_number() {
-            self.numbers += 1;
-            self.sum += number;
+            self.numbers += u64::from(weight);
+            self.sum += number * f64::from(weight);
             self.min = self.min.min(number);
             self.max = self.max.max(number);
         }

@@ -9,7 +9,7 @@ pub mod conformance;
 
 pub use contract::{
     Aggregate, Counts, Latest, Outcome, Query, QueryError, Series, Sql, SqlLimits, SqlResult, StoreError,
-    StoredRecord, Tsdb, Write,
+    StoredRecord, Tsdb, WEIGHT_SUFFIX, Write,
 };
 pub use gather::{Gather, SeriesKey};
 pub use memory::{MemoryDisk, MemoryTsdb};

@@ -8,7 +8,9 @@ use dunlin_journal::{Offset, Partition};
 use dunlin_model::{Record, TenantId, TimeSource, Timestamp, Value, ValueRef};
 use futures::future::{self, BoxFuture, FutureExt};
 
-use crate::{Counts, Gather, Latest, Outcome, Query, QueryError, Series, StoreError, Tsdb, Write};
+use crate::{
+    Counts, Gather, Latest, Outcome, Query, QueryError, Series, StoreError, StoredRecord, Tsdb, Write,
+};
 
 /// What a memory store has flushed; outlives it, as a disk does.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +49,8 @@ struct Row {
     device: String,
     time: Timestamp,
     readings: BTreeMap<String, Value>,
+    /// For how many each stands, if not for itself.
+    weights: BTreeMap<String, u32>,
 }
 
 impl MemoryTsdb {
@@ -65,7 +69,7 @@ impl Tsdb for MemoryTsdb {
     fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
         let mut state = lock(&self.state);
         let outcomes = write.records.iter().map(|stored| {
-            let outcome = state.judge(&stored.record, stored.known_duplicate, self.retention);
+            let outcome = state.judge(stored, self.retention);
             state.count(&stored.record, outcome);
             outcome
         });
@@ -135,7 +139,8 @@ impl Tsdb for MemoryTsdb {
                 for (metric, value) in &row.readings {
                     if query.metrics.is_empty() || query.metrics.contains(metric) {
                         let key = gather.series(&row.device, metric);
-                        gather.push(key, row.time, value.borrowed())?;
+                        let weight = row.weights.get(metric).copied().unwrap_or(1);
+                        gather.push(key, row.time, value.borrowed(), weight)?;
                     }
                 }
             }
@@ -146,12 +151,16 @@ impl Tsdb for MemoryTsdb {
 }
 
 impl State {
-    fn judge(&mut self, record: &Record<'_>, known_duplicate: bool, kept: Option<Duration>) -> Outcome {
+    fn judge(&mut self, stored: &StoredRecord<'_>, kept: Option<Duration>) -> Outcome {
+        let record = &stored.record;
         if kept.is_some_and(|kept| record.time < record.received_at - kept) {
             return Outcome::Expired;
         }
-        if known_duplicate {
+        if stored.known_duplicate {
             return Outcome::Duplicate;
+        }
+        if stored.is_sampled_out {
+            return Outcome::Sampled;
         }
         let mut readings = BTreeMap::new();
         for reading in &record.readings {
@@ -165,6 +174,12 @@ impl State {
             device: record.device.into(),
             time: record.time,
             readings,
+            weights: record
+                .readings
+                .iter()
+                .map(|r| r.metric.to_owned())
+                .zip(stored.weights.iter().copied())
+                .collect(),
         });
         Outcome::Stored
     }
@@ -180,6 +195,7 @@ impl State {
             }
             Outcome::Duplicate => counts.duplicate += 1,
             Outcome::Expired => counts.expired += 1,
+            Outcome::Sampled => counts.sampled += 1,
         }
     }
 

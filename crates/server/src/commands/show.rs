@@ -8,23 +8,25 @@ use crate::{cli::Server, exit::Failure};
 pub(crate) async fn ledger(server: Server) -> Result<(), Failure> {
     let ledger = Client::new(&server)?.get("/v1/ledger").await?;
     say!(
-        "{:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>9}   {:>8}",
+        "{:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>8} + {:>9}   {:>8}",
         "TENANT",
         "ACCEPTED",
         "STORED",
         "DUPLICATE",
         "EXPIRED",
+        "SAMPLED",
         "IN FLIGHT",
         "REJECTED"
     )?;
     for (tenant, account) in ledger["tenants"].as_object().into_iter().flatten() {
         let count = |field: &str| account[field].as_u64().unwrap_or(0);
         say!(
-            "{tenant:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>9}   {:>8}",
+            "{tenant:<20} {:>12} = {:>12} + {:>10} + {:>8} + {:>8} + {:>9}   {:>8}",
             count("accepted"),
             count("stored"),
             count("duplicate"),
             count("expired"),
+            count("sampled"),
             count("in_flight"),
             rejected(account)
         )?;

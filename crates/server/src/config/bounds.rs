@@ -57,6 +57,8 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("store.write_records_max", store.write_records_max as u64, 1, 10_000_000),
         ("store.gather_millis", store.gather_millis, 0, 60_000),
         ("store.commit_seconds", store.commit_seconds, 0, HOUR),
+        ("store.sampling.keep_one_in", store.sampling.keep_one_in.into(), 1, 1_000_000),
+        ("store.sampling.metrics", store.sampling.metrics.len() as u64, 0, 1_000),
 
         ("pipeline.checkpoint_seconds", pipeline.checkpoint_seconds, 0, DAY),
         ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),

@@ -107,6 +107,7 @@ impl Ledger {
             ledger.stored = counts.stored;
             ledger.duplicate = counts.duplicate;
             ledger.expired = counts.expired;
+            ledger.sampled = counts.sampled;
             ledger.readings_stored = counts.readings;
         }
         if unread > 0 {
@@ -116,7 +117,7 @@ impl Ledger {
             let before = self.read.get(tenant.as_str()).copied().unwrap_or(0);
             let unread = if *tenant == self.backlog_of { unread } else { 0 };
             let backlog = store.backlog.get(tenant).copied().unwrap_or(0) + unread;
-            let read = ledger.stored + ledger.duplicate + ledger.expired;
+            let read = ledger.stored + ledger.duplicate + ledger.expired + ledger.sampled;
             let accepted = before + backlog + ledger.gateway.accepted;
             let agree = accepted <= read && read <= accepted + ledger.gateway.failed;
             if idle && !agree {

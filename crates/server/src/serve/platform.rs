@@ -150,6 +150,7 @@ fn ledger_metrics(ledger: &LedgerView) -> Metrics {
         set("stored", "", account.stored);
         set("duplicate", "", account.duplicate);
         set("expired", "", account.expired);
+        set("sampled", "", account.sampled);
         set("in_flight", "", account.in_flight);
         account.rejected.iter().for_each(|(reason, n)| set("rejected", reason, *n));
     }

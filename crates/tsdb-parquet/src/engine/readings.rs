@@ -1,7 +1,9 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, Float64Builder, ListArray, StringViewBuilder, StructArray},
+    array::{
+        Array, ArrayRef, AsArray, Float64Builder, Int64Builder, ListArray, StringViewBuilder, StructArray,
+    },
     buffer::OffsetBuffer,
     datatypes::{DataType, Field, FieldRef, Fields},
 };
@@ -17,16 +19,17 @@ use datafusion::{
     scalar::ScalarValue,
 };
 use dunlin_model::ValueRef;
+use dunlin_tsdb::WEIGHT_SUFFIX;
 
-use super::{column_named, table::TelemetryTable};
-use crate::columns::{Column, DEVICE, Kind, OTHER, RECEIVED_AT, TIME, other_readings};
+use super::{column_named, table::TelemetryTable, weight_in};
+use crate::columns::{Column, DEVICE, Kind, OTHER, RECEIVED_AT, TIME, is_weight, other_readings};
 
 /// One row per reading. Each column of a table is a branch with its metric as a constant, so that a condition on the
 /// metric drops the other branches before anything is read.
 pub(super) fn view(tenant: &str, tables: &[Arc<TelemetryTable>]) -> Result<ViewTable> {
     let mut branches = Vec::new();
     for table in tables {
-        for column in &table.columns {
+        for column in table.columns.iter().filter(|column| !is_weight(&column.metric)) {
             branches.push(Arc::new(branch(tenant, table, column)?));
         }
         if table.has_other {
@@ -48,6 +51,11 @@ fn branch(tenant: &str, table: &Arc<TelemetryTable>, column: &Column) -> Result<
         Kind::F64 => (value.clone(), no_text()),
         Kind::I64 | Kind::Bool => (cast(value.clone(), DataType::Float64), no_text()),
     };
+    let name_of_weight = format!("{}{WEIGHT_SUFFIX}", column.metric);
+    let weight = match table.columns.iter().find(|column| *column.metric == *name_of_weight) {
+        Some(weight) => coalesce(vec![column_named(&weight.name), lit(1i64)]),
+        None => lit(1i64),
+    };
     LogicalPlanBuilder::scan(&*table.device_type, provider_as_source(table.clone()), None)?
         .filter(value.is_not_null())?
         .project([
@@ -59,6 +67,7 @@ fn branch(tenant: &str, table: &Arc<TelemetryTable>, column: &Column) -> Result<
             number.alias("value"),
             text.alias("text"),
             coalesce(vec![col(RECEIVED_AT), col(TIME)]).alias("received_at"),
+            weight.alias("weight"),
         ])?
         .build()
 }
@@ -85,6 +94,7 @@ fn branch_of_other(tenant: &str, table: &Arc<TelemetryTable>) -> Result<LogicalP
             reading("value").alias("value"),
             reading("text").alias("text"),
             col("received_at"),
+            reading("weight").alias("weight"),
         ])?
         .build()
 }
@@ -105,10 +115,15 @@ struct OtherReadings {
 
 impl OtherReadings {
     fn parts() -> Fields {
-        [("metric", DataType::Utf8View), ("value", DataType::Float64), ("text", DataType::Utf8View)]
-            .map(|(name, kind)| Field::new(name, kind, true))
-            .into_iter()
-            .collect()
+        [
+            ("metric", DataType::Utf8View),
+            ("value", DataType::Float64),
+            ("text", DataType::Utf8View),
+            ("weight", DataType::Int64),
+        ]
+        .map(|(name, kind)| Field::new(name, kind, true))
+        .into_iter()
+        .collect()
     }
 
     fn item() -> FieldRef {
@@ -132,14 +147,16 @@ impl ScalarUDFImpl for OtherReadings {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let others = ColumnarValue::values_to_arrays(&args.args)?.swap_remove(0);
         let others = others.as_string_view();
-        let (mut metrics, mut numbers, mut texts) =
-            (StringViewBuilder::new(), Float64Builder::new(), StringViewBuilder::new());
+        let (mut metrics, mut numbers, mut texts, mut weights) =
+            (StringViewBuilder::new(), Float64Builder::new(), StringViewBuilder::new(), Int64Builder::new());
         let mut lengths = Vec::with_capacity(others.len());
         for other in others {
-            let readings = other.map(other_readings).unwrap_or_default();
+            let all = other.map(other_readings).unwrap_or_default();
+            let readings: Vec<_> = all.iter().filter(|(metric, _)| !is_weight(metric)).collect();
             lengths.push(readings.len());
             for (metric, value) in readings {
                 metrics.append_value(metric);
+                weights.append_value(i64::from(weight_in(&all, metric)));
                 let value = value.borrowed();
                 numbers.append_option(value.as_number());
                 texts.append_option(match value {
@@ -148,8 +165,12 @@ impl ScalarUDFImpl for OtherReadings {
                 });
             }
         }
-        let parts: Vec<ArrayRef> =
-            vec![Arc::new(metrics.finish()), Arc::new(numbers.finish()), Arc::new(texts.finish())];
+        let parts: Vec<ArrayRef> = vec![
+            Arc::new(metrics.finish()),
+            Arc::new(numbers.finish()),
+            Arc::new(texts.finish()),
+            Arc::new(weights.finish()),
+        ];
         let readings = StructArray::try_new(Self::parts(), parts, None)?;
         let lists =
             ListArray::try_new(Self::item(), OffsetBuffer::from_lengths(lengths), Arc::new(readings), None)?;
@@ -170,6 +191,7 @@ fn nothing(tenant: &str) -> Result<LogicalPlan> {
             lit(ScalarValue::Float64(None)).alias("value"),
             no_text().alias("text"),
             col(RECEIVED_AT).alias("received_at"),
+            lit(1i64).alias("weight"),
         ])?
         .build()
 }

@@ -23,7 +23,11 @@ fn manifest() -> Manifest {
     Manifest {
         next_file: 7,
         positions: [(JournalPartition::new(Topic::Telemetry, 3), Offset(9))].into(),
-        counts: [("t".parse().unwrap(), Counts { stored: 1, duplicate: 2, expired: 3, readings: 4 })].into(),
+        counts: [(
+            "t".parse().unwrap(),
+            Counts { stored: 1, duplicate: 2, expired: 3, sampled: 5, readings: 4 },
+        )]
+        .into(),
         tables: [(
             ("t".into(), "default".into()),
             TableEntry { columns: vec![column], other: true, files: vec![file] },

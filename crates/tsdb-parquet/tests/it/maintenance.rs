@@ -322,7 +322,7 @@ async fn a_search_in_files_keeps_nobody_waiting() {
             tell.send(rustix::thread::gettid()).expect("the test waits");
             let again = record("d1", at(0), &[("t", ValueRef::F64(20.0)), ("n", ValueRef::I64(0))]);
             let from = store.position(WRITE_AT).expect("records were written");
-            let records = [StoredRecord { record: again, known_duplicate: false }];
+            let records = [StoredRecord::of(again)];
             store.write(Write { partition: WRITE_AT, records: &records, next: Offset(from.0 + 1) })
         }
     });

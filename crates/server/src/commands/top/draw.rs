@@ -74,6 +74,7 @@ fn draw_ledger(frame: &mut Frame<'_>, area: Rect, ledger: &Value) {
             of("stored"),
             of("duplicate"),
             of("expired"),
+            of("sampled"),
             count(rejected(account) as f64),
         ])
     });
@@ -89,9 +90,10 @@ fn draw_ledger(frame: &mut Frame<'_>, area: Rect, ledger: &Value) {
         Constraint::Fill(1),
         Constraint::Fill(1),
         Constraint::Fill(1),
+        Constraint::Fill(1),
     ];
-    let header =
-        Row::new(["tenant", "accepted", "stored", "duplicate", "expired", "rejected"]).style(Modifier::DIM);
+    let header = Row::new(["tenant", "accepted", "stored", "duplicate", "expired", "sampled", "rejected"])
+        .style(Modifier::DIM);
     frame.render_widget(
         Table::new(rows, widths).header(header).block(Block::bordered().title(title).border_style(style)),
         area,
