@@ -112,6 +112,38 @@ def test_a_silent_device_is_missed_when_it_is_due_and_its_clock_is_shown(platfor
     assert platform.json("/v1/devices/pump")["clock_ahead_ms"] is None
 
 
+def test_a_group_is_told_of_as_one_also_across_a_kill(platforms, tmp_path):
+    platform = platforms().start()
+    rule = tmp_path / "many.toml"
+    rule.write_text('[[rule]]\nname = "many-hot"\nwhen = "temperature > 80"\ndevices = "press-*"\ngroup = "share > 5%"\n')
+    platform.cli("rule", "put", str(rule))
+    tokens = [platform.add_device(f"press-{n}") for n in range(20)]
+
+    def send(hot):
+        for n, token in enumerate(tokens):
+            body = json.dumps({"temperature": 90 if n < hot else 20}).encode()
+            status, _, answer = platform.request("POST", "/v1/telemetry", body, token=token)
+            assert status in (200, 202, 204), answer
+
+    def firing():
+        return [a for a in platform.json("/v1/alerts?state=firing")["alerts"] if a["rule"] == "many-hot"]
+
+    send(1)
+    platform.settle()
+    send(2)
+    (alert,) = until("2 of 20 are too many", firing)
+    assert (alert["device"], alert["value"]) == ("press-*", 10), alert
+    platform.kill()
+    platform.start()
+    assert [a["id"] for a in firing()] == [alert["id"]]
+    send(0)
+    until("none is hot", lambda: not firing())
+    alerts = [a for a in platform.json("/v1/alerts?limit=1000")["alerts"] if a["rule"] == "many-hot"]
+    assert len(alerts) == 1, alerts
+    stages = {stage["stage"]: stage for stage in platform.json("/v1/status")["stages"]}
+    assert "groups" in stages and not stages["rules"].get("problems"), stages
+
+
 def test_what_is_not_critical_is_sampled_and_weighed(platforms):
     config = """
         [store.sampling]

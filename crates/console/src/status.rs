@@ -32,6 +32,9 @@ pub struct StageStatus {
     pub stage: &'static str,
     /// Records behind the end of the journal.
     pub lag: u64,
+    /// What does not work, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
     pub partitions: Vec<PartitionStatus>,
 }
 
@@ -40,6 +43,12 @@ pub struct PartitionStatus {
     pub partition: String,
     pub position: u64,
     pub end: u64,
+    /// From where a start would go on, where that is kept beside the journal's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// Event time up to which devices are counted together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<String>,
 }
 
 /// Whether the platform can do its work now.

@@ -42,7 +42,12 @@ impl Platform for QuietPlatform {
             uptime_seconds: 0,
             mqtt: "127.0.0.1:1883".into(),
             connections: 3,
-            stages: vec![StageStatus { stage: "store", lag: 5, partitions: Vec::new() }],
+            stages: vec![StageStatus {
+                stage: "store",
+                lag: 5,
+                problems: Vec::new(),
+                partitions: Vec::new(),
+            }],
         }
     }
     fn readiness(&self) -> Readiness {

@@ -81,10 +81,13 @@ pub enum Topic {
     Rejected = 5,
     /// Subscriptions, sessions and what waits in them (`dunlin_broker::Change`).
     Sessions = 6,
+    /// How many devices of a group there are and on how many its condition holds, as each partition of telemetry counts
+    /// them (`dunlin_pipeline::Partial`).
+    Partials = 7,
 }
 
 impl Topic {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Telemetry,
         Self::Events,
         Self::Alerts,
@@ -92,6 +95,7 @@ impl Topic {
         Self::CommandReplies,
         Self::Rejected,
         Self::Sessions,
+        Self::Partials,
     ];
 
     pub fn name(self) -> &'static str {
@@ -103,6 +107,7 @@ impl Topic {
             Self::CommandReplies => "command-replies",
             Self::Rejected => "rejected",
             Self::Sessions => "sessions",
+            Self::Partials => "partials",
         }
     }
 

@@ -16,7 +16,8 @@ use dunlin_model::{
 use dunlin_tsdb::{Query, QueryError, Tsdb};
 
 use crate::{
-    engine::{Engine, Limits},
+    engine::Limits,
+    groups::Alone,
     rules::{Rule, RuleSet},
 };
 
@@ -122,7 +123,7 @@ struct Replay<'a> {
     range: &'a Range<'a>,
     limits: BacktestLimits,
     metrics: Vec<String>,
-    engine: Engine,
+    engine: Alone,
     said: Vec<AlertTransition>,
     offset: u64,
     report: Report,
@@ -135,6 +136,7 @@ impl<'a> Replay<'a> {
         let engine_limits = Limits {
             lateness_millis: 0,
             idle_grace_seconds: 0,
+            group_wait_millis: 0,
             device_ttl_seconds: u64::MAX / 4,
             devices_max: usize::MAX,
             ..Limits::default()
@@ -149,7 +151,7 @@ impl<'a> Replay<'a> {
             limits,
             // None named is all.
             metrics: metrics.into_iter().flatten().filter(|_| !all).map(Into::into).collect(),
-            engine: Engine::new(engine_limits, &RuleSet::of(vec![rule.clone().into()])),
+            engine: Alone::new(engine_limits, &RuleSet::of(vec![rule.clone().into()])),
             said: Vec::new(),
             offset: 0,
             report: Report::default(),
@@ -244,12 +246,12 @@ impl<'a> Replay<'a> {
     }
 
     fn finish(mut self) -> Report {
-        self.engine.tick(self.range.to, self.range.to, &mut self.said);
+        self.engine.tick(self.range.to, &mut self.said);
         self.note();
         for firing in std::mem::take(&mut self.open).into_values() {
             self.tell(firing);
         }
-        self.report.devices = self.engine.device_count() as u64;
+        self.report.devices = self.engine.engine().device_count() as u64;
         self.report.firings.sort_by(|a, b| (a.fired_at, &a.device).cmp(&(b.fired_at, &b.device)));
         self.report
     }

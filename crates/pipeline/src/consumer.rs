@@ -37,7 +37,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (finished, done) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(name.clone()).spawn(move || {
             // Refused at worst, and then it runs at the priority of the rest.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
@@ -75,6 +75,12 @@ impl Worker {
 }
 
 impl Stop {
+    /// For work that nobody stops as long as the first is kept.
+    pub(crate) fn never() -> (watch::Sender<bool>, Self) {
+        let (never, stop) = watch::channel(false);
+        (never, Self(stop))
+    }
+
     pub(crate) fn is_asked(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }

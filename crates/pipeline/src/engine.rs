@@ -12,6 +12,7 @@
 
 mod clock; // how far a device's clock is from the server's
 mod device; // one device: its order, its rules, what is next
+mod groups; // devices of a group, counted
 mod index; // which rules look at a reading
 mod state; // devices, as they are kept in a checkpoint
 
@@ -19,15 +20,19 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
-use device::{Device, NOT_DUE, RuleWords, start_of, step_of};
+use device::{Device, NOT_DUE, Out, start_of, step_of};
 use dunlin_journal::Offset;
 use dunlin_model::{AlertTransition, Record, Timestamp};
+use groups::Groups;
+pub(crate) use groups::{Counted, GroupCount, GroupKey};
 use hashbrown::HashTable;
 use index::Index;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 pub use state::State;
 
 use crate::{
@@ -38,6 +43,9 @@ use crate::{
 /// Records of one partition are stamped by several threads; what is further back than this was stamped by a clock
 /// that was set right.
 const CLOCK_UNEVENNESS_MAX: Duration = Duration::from_secs(60);
+
+/// Records looked at ahead.
+pub(crate) const BLOCK: usize = 32;
 
 /// Entries of deadlines that have been outdated, beyond as many as there are devices.
 const TIDY_SPARE: usize = 1_024;
@@ -51,6 +59,8 @@ pub struct Limits {
     pub lateness_millis: u64,
     /// How much longer a window of a silent device waits for data.
     pub idle_grace_seconds: u64,
+    /// How much longer than a record may be late the counts of groups wait: for the way of a message.
+    pub group_wait_millis: u64,
     /// Records of one device that wait; of more, the oldest no longer does.
     pub held_records_max: usize,
     /// A device that was silent for so long is forgotten.
@@ -67,6 +77,7 @@ impl Default for Limits {
         Self {
             lateness_millis: 1_000,
             idle_grace_seconds: 10,
+            group_wait_millis: 1_000,
             held_records_max: 4_096,
             device_ttl_seconds: 86_400,
             devices_max: 1_000_000,
@@ -86,6 +97,18 @@ pub struct Account {
     pub copies: u64,
     /// A rule broke on it.
     pub failed: u64,
+}
+
+impl Account {
+    fn add(&mut self, fate: Fate) {
+        self.read += 1;
+        match fate {
+            Fate::Evaluated => self.evaluated += 1,
+            Fate::Late => self.late += 1,
+            Fate::Copy => self.copies += 1,
+            Fate::Failed => self.failed += 1,
+        }
+    }
 }
 
 impl std::ops::AddAssign for Account {
@@ -122,6 +145,8 @@ pub struct Engine {
     /// Devices by when they were heard, as it was when they were entered: one that was heard since goes back when it
     /// comes up. So the first that was not is the one that was silent longest.
     by_silence: BinaryHeap<Reverse<(Timestamp, u64, u32)>>,
+    groups: Groups,
+    changed: Changed,
     newest_received: Timestamp,
     accounts: BTreeMap<Box<str>, Account>,
     forgotten: u64,
@@ -134,6 +159,26 @@ pub struct Engine {
 pub struct Broken {
     pub tenant: Box<str>,
     pub device: Box<str>,
+}
+
+/// What has changed since a checkpoint took it.
+#[derive(Debug, Default)]
+struct Changed {
+    /// A checkpoint has taken everything; before, there is nothing to tell apart.
+    is_noted: bool,
+    /// Devices that are marked.
+    devices: Vec<u32>,
+    /// Tenants and names.
+    gone: Vec<(Arc<str>, Box<str>)>,
+}
+
+impl Changed {
+    fn note(&mut self, device: &mut Device, slot: u32) {
+        if self.is_noted && !device.is_changed {
+            device.is_changed = true;
+            self.devices.push(slot);
+        }
+    }
 }
 
 /// The hash makes the order independent of where a device is kept.
@@ -156,6 +201,8 @@ impl Engine {
             by_name: HashTable::new(),
             due: BinaryHeap::new(),
             by_silence: BinaryHeap::new(),
+            groups: Groups::default(),
+            changed: Changed::default(),
             newest_received: Timestamp::MIN,
             accounts: BTreeMap::new(),
             forgotten: 0,
@@ -174,10 +221,26 @@ impl Engine {
         self.copies.observe(record, device_hash(record.tenant, record.device), offset);
     }
 
+    /// Brings near what the next records need, as many as `BLOCK`: their devices lie apart in memory, and to wait for all
+    /// of them at once takes as long as to wait for one.
+    pub fn look_ahead<'a, 'r: 'a>(&self, records: impl Iterator<Item = &'a Record<'r>>) {
+        let mut slots = SmallVec::<[u32; BLOCK]>::new();
+        for record in records.take(BLOCK) {
+            let hash = device_hash(record.tenant, record.device);
+            let is_it = |slot: &u32| self.devices[*slot as usize].as_ref().is_some_and(|d| d.hash == hash);
+            slots.extend(self.by_name.find(hash, is_it).copied());
+        }
+        let devices = || slots.iter().filter_map(|slot| self.devices[*slot as usize].as_ref());
+        let near = devices().map(Device::touch).fold(0, |a, b| a ^ b);
+        let far = devices().map(Device::touch_cells).fold(0, |a, b| a ^ b);
+        std::hint::black_box((near, far));
+    }
+
     /// Takes in the next record; what it brings about is added to `out`.
     pub fn evaluate(&mut self, record: &Record<'_>, offset: Offset, out: &mut Vec<AlertTransition>) -> Fate {
         self.follow_clock(record.received_at);
         self.run_due(out);
+        self.count_groups(self.newest_received);
         let hash = device_hash(record.tenant, record.device);
         let fate = match self.copies.observe(record, hash, offset) {
             true => Fate::Copy,
@@ -195,6 +258,28 @@ impl Engine {
             self.newest_received = settled;
         }
         self.run_due(out);
+        self.count_groups(self.newest_received);
+    }
+
+    /// The counts of groups up to the watermark of the partition.
+    fn count_groups(&mut self, now: Timestamp) {
+        if self.index.has_groups() {
+            // What is at that very instant may still come.
+            self.groups.advance(now - self.limits.group_delay() - Duration::from_micros(1));
+        }
+    }
+
+    /// What was counted of groups since this was last asked.
+    pub(crate) fn take_counted(&mut self) -> Vec<Counted> {
+        match self.index.has_groups() {
+            true => self.groups.take_said(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Event time up to which the partition's devices are counted together; `None` while no rule asks for it.
+    pub fn watermark(&self) -> Option<Timestamp> {
+        self.index.has_groups().then(|| self.groups.up_to()).filter(|up_to| *up_to > Timestamp::MIN)
     }
 
     /// The server's clock goes on, a little unevenly over its threads. If it was ahead and is set right, silence is
@@ -208,7 +293,9 @@ impl Engine {
     /// Goes on with other rules. What an unchanged rule knows stays; what another one was firing is resolved.
     pub fn reload(&mut self, rules: &RuleSet, out: &mut Vec<AlertTransition>) {
         let index = Index::new(rules);
+        self.changed = Changed::default();
         let old = std::mem::replace(&mut self.index, index);
+        let out = &mut Out { said: out, groups: &mut self.groups };
         for device in self.devices.iter_mut().flatten() {
             device.adopt(&old, &self.index, out);
         }
@@ -233,7 +320,10 @@ impl Engine {
 
     /// When silence next brings something about, by the server's clock.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.due.peek().map(|due| start_of(due.0.step))
+        let due = self.due.peek().map(|due| start_of(due.0.step));
+        let counts = self.index.has_groups() && self.groups.up_to() > Timestamp::MIN;
+        let count = counts.then(|| self.groups.next_step() + self.limits.group_delay());
+        due.into_iter().chain(count).min()
     }
 
     /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if the
@@ -266,7 +356,7 @@ impl Engine {
             Err(_) => {
                 out.truncate(said);
                 if let Some(device) = self.find(record.tenant, record.device, hash) {
-                    self.remove(device);
+                    self.drop_broken(device);
                 }
                 Fate::Failed
             }
@@ -279,10 +369,12 @@ impl Engine {
             None => self.insert(record, hash, out),
         };
         let Some(device) = &mut self.devices[slot as usize] else { return Fate::Failed };
+        self.changed.note(device, slot);
         if record.received_at + CLOCK_UNEVENNESS_MAX < device.heard_at {
             device.clock_was_ahead(&self.index, record);
         }
         device.heard_at = device.heard_at.max(record.received_at);
+        let out = &mut Out { said: out, groups: &mut self.groups };
         if !device.take(&mut self.index, record, &self.limits, out) {
             return Fate::Late;
         }
@@ -356,6 +448,9 @@ impl Engine {
             entry.remove();
         }
         self.free.push(slot);
+        if self.changed.is_noted {
+            self.changed.gone.push((device.tenant.clone(), device.name.clone()));
+        }
         Some(device)
     }
 
@@ -370,10 +465,12 @@ impl Engine {
     }
 
     fn run_due(&mut self, out: &mut Vec<AlertTransition>) {
+        // Step by step over all devices: what is counted together is counted at one time.
         let now = step_of(self.newest_received);
         while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.step <= now) {
             self.due.pop();
             if self.is_current(due) {
+                self.count_groups(start_of(due.step));
                 self.look_at_contained(due, out);
             }
         }
@@ -384,10 +481,22 @@ impl Engine {
         let said = out.len();
         if catch_unwind(AssertUnwindSafe(|| self.look_at(due, out))).is_err() {
             out.truncate(said);
-            if let Some(device) = self.remove(due.device) {
+            if let Some(device) = self.drop_broken(due.device) {
                 self.broken.push(Broken { tenant: device.tenant.as_ref().into(), device: device.name });
             }
         }
+    }
+
+    /// A device whose state cannot be trusted; what groups count of it can.
+    fn drop_broken(&mut self, slot: u32) -> Option<Device> {
+        let device = self.remove(slot)?;
+        for cell in &device.cells {
+            if let Some(rule) = self.index.get(cell.rule).filter(|rule| rule.group.is_some()) {
+                let counted = -i64::from(cell.is_counted);
+                self.groups.change(device.group_key(rule), device.newest, -1, counted);
+            }
+        }
+        Some(device)
     }
 
     fn is_current(&self, due: Due) -> bool {
@@ -398,7 +507,9 @@ impl Engine {
     /// order of what is said does not depend on how exactly a deadline was known.
     fn look_at(&mut self, due: Due, out: &mut Vec<AlertTransition>) {
         let Some(device) = &mut self.devices[due.device as usize] else { return };
-        if device.due(&self.index, &self.limits) <= due.step && !device.live_on(&self.index, out) {
+        self.changed.note(device, due.device);
+        let mut all = Out { said: &mut *out, groups: &mut self.groups };
+        if device.due(&self.index, &self.limits) <= due.step && !device.live_on(&self.index, &mut all) {
             self.forgotten += 1;
             return self.forget(due.device, out);
         }
@@ -425,23 +536,17 @@ impl Engine {
     /// What a forgotten device was firing would never be resolved: nobody would remember it.
     fn forget(&mut self, slot: u32, out: &mut Vec<AlertTransition>) {
         if let Some(device) = self.remove(slot) {
+            let out = &mut Out { said: out, groups: &mut self.groups };
             for cell in &device.cells {
-                device.say_forgotten(&RuleWords::of(self.index.rule(cell.rule)), &cell.watch, out);
+                device.leave(self.index.rule(cell.rule), cell, out);
             }
         }
     }
 
     fn account(&mut self, tenant: &str, fate: Fate) {
-        if !self.accounts.contains_key(tenant) {
-            self.accounts.insert(tenant.into(), Account::default());
-        }
-        let Some(account) = self.accounts.get_mut(tenant) else { return };
-        account.read += 1;
-        match fate {
-            Fate::Evaluated => account.evaluated += 1,
-            Fate::Late => account.late += 1,
-            Fate::Copy => account.copies += 1,
-            Fate::Failed => account.failed += 1,
+        match self.accounts.get_mut(tenant) {
+            Some(account) => account.add(fate),
+            None => self.accounts.entry(tenant.into()).or_default().add(fate),
         }
     }
 }
@@ -453,6 +558,10 @@ impl Limits {
 
     fn idle_grace(&self) -> Duration {
         Duration::from_secs(self.idle_grace_seconds)
+    }
+
+    fn group_delay(&self) -> Duration {
+        self.lateness() + Duration::from_millis(self.group_wait_millis)
     }
 
     fn device_ttl(&self) -> Duration {

@@ -15,11 +15,15 @@ mod watch; // one rule on one device
 
 pub mod engine; // what the rules say of a partition
 
+mod groups; // what they say of groups of devices, over all partitions
+
 pub mod proof; // a rule's own tests
 
 pub mod backtest; // a rule over stored history
 
-mod checkpoint; // an engine's state and position on disk
+mod checkpoints; // engines' states and positions in an object store
+
+mod checkpoint; // a small state and its position in one file
 
 mod consumer; // reading a partition, waiting, trying again
 
@@ -28,7 +32,8 @@ mod copies; // which messages came before
 pub use copies::{RecentIds, RecentIdsLimits};
 pub use engine::{Account, Limits};
 pub use pipeline::{
-    Config, Inflow, PartitionStatus, Pipeline, PipelineView, RulesInForce, StartError, Status,
+    CheckpointError, CheckpointStatus, CheckpointStore, Config, GroupsStatus, Inflow, PartitionStatus,
+    Pipeline, PipelineView, RulesInForce, StartError, Status,
 };
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};

@@ -4,12 +4,14 @@
 //! crash it is said again, under the same ids.
 
 mod ask; // what others want to know of a device
+mod layout; // another number of partitions than before
+mod merge; // rules over groups, over all partitions
 mod metrics;
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
-    path::{Path, PathBuf},
+    fmt, io,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,12 +29,16 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use crate::checkpoints::{CheckpointError, CheckpointStore};
 use crate::{
-    Account, Limits, RuleSet, checkpoint,
+    Account, Limits, RuleSet,
+    checkpoints::{Chain, Found, Writer, Written},
     consumer::{Backoff, Every, Stop, Worker},
     copies::Snapshots,
-    engine::{Broken, Engine, Fate, State},
+    engine::{BLOCK, Broken, Engine, Fate, State},
+    groups::Partial,
 };
+use merge::Groups;
 
 /// Records behind at which the rules go on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
@@ -50,6 +56,9 @@ const TICK_AFTER_MIN: Duration = Duration::from_millis(20);
 pub struct Config {
     pub limits: Limits,
     pub checkpoint_seconds: u64,
+    /// Where checkpoints are kept: a directory, or the URL of an object store that the build knows. `pipeline` in the data
+    /// directory if empty.
+    pub checkpoints: String,
     /// Bytes of the journal taken in at once.
     pub chunk_bytes: usize,
     /// How long news of the journal gather before they are read: fewer, larger stretches cost less.
@@ -63,6 +72,7 @@ impl Default for Config {
         Self {
             limits: Limits::default(),
             checkpoint_seconds: 10,
+            checkpoints: String::new(),
             chunk_bytes: 1 << 20,
             gather_millis: 20,
             nice: 5,
@@ -80,7 +90,11 @@ pub trait Inflow: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("create {path}")]
-    Directory { path: PathBuf, source: io::Error },
+    Directory { path: std::path::PathBuf, source: io::Error },
+    #[error("checkpoints")]
+    Checkpoints(#[from] CheckpointError),
+    #[error("move what the rules know from {from} partitions to {to}: {reason}")]
+    Move { from: u16, to: u16, reason: String },
     #[error("start a thread for {what}")]
     Thread { what: String, source: io::Error },
 }
@@ -89,6 +103,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Pipeline {
     workers: Vec<Worker>,
+    groups: Groups,
     shown: Vec<Shown>,
     asked: Vec<Asked>,
     rules: watch::Sender<RuleSet>,
@@ -100,6 +115,8 @@ pub struct Status {
     pub partitions: Vec<PartitionStatus>,
     /// By tenant, over all partitions, from the first record of the journal on.
     pub accounts: BTreeMap<String, Account>,
+    /// The rules over groups.
+    pub groups: GroupsStatus,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -112,9 +129,33 @@ pub struct PartitionStatus {
     pub windows: usize,
     pub late: u64,
     pub copies: u64,
+    /// Event time up to which devices are counted for rules over groups, if there are any.
+    pub watermark: Option<Timestamp>,
+    pub checkpoint: CheckpointStatus,
     /// Why the partition does not move, if it does not.
     pub stalled: Option<String>,
     accounts: BTreeMap<Box<str>, Account>,
+}
+
+/// The last checkpoints of a partition.
+#[derive(Debug, Clone, Default)]
+pub struct CheckpointStatus {
+    /// From where a start would go on; `None` before the first.
+    pub position: Option<Offset>,
+    pub written_at: Option<Timestamp>,
+    pub bytes: u64,
+    /// Why the last try failed, if it did; the one before it holds.
+    pub problem: Option<String>,
+}
+
+/// Where the rules over groups are.
+#[derive(Debug, Clone, Default)]
+pub struct GroupsStatus {
+    pub position: Offset,
+    /// Event time up to which all partitions have counted.
+    pub judged_up_to: Option<Timestamp>,
+    pub checkpoint: CheckpointStatus,
+    pub stalled: Option<String>,
 }
 
 type Shown = Arc<Mutex<PartitionStatus>>;
@@ -135,6 +176,7 @@ impl RulesInForce {
 #[derive(Debug, Clone)]
 pub struct PipelineView {
     partitions: Vec<Shown>,
+    groups: Arc<Mutex<GroupsStatus>>,
     asked: Vec<Asked>,
 }
 
@@ -148,6 +190,7 @@ impl PipelineView {
             }
             status.partitions.push(partition);
         }
+        status.groups = lock(&self.groups).clone();
         status
     }
 
@@ -156,7 +199,8 @@ impl PipelineView {
         let of = |(index, shown): (usize, &Shown)| {
             lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
         };
-        self.partitions.iter().enumerate().filter_map(of).collect()
+        let groups = lock(&self.groups).stalled.as_ref().map(|reason| format!("groups: {reason}"));
+        self.partitions.iter().enumerate().filter_map(of).chain(groups).collect()
     }
 
     /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
@@ -173,43 +217,59 @@ impl PipelineView {
 }
 
 impl Pipeline {
-    /// Starts the threads. State is kept under `dir`/pipeline; what the store knows of copies is read in `dir`.
+    /// Starts the threads. State is kept in `checkpoints`; what the store knows of copies is read in `data`. If the
+    /// journal has another number of partitions than the checkpoints, what is known of devices moves first: nobody may
+    /// append before this is over.
+    #[expect(clippy::too_many_arguments)]
     pub fn start(
         config: Config,
         journal: Arc<dyn Journal>,
         inflow: Arc<dyn Inflow>,
         rules: RuleSet,
-        dir: &Path,
+        checkpoints: CheckpointStore,
+        data: &Path,
         clock: Clock,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
-        let (data, dir) = (dir, dir.join("pipeline"));
-        fs::create_dir_all(&dir).map_err(|source| StartError::Directory { path: dir.clone(), source })?;
         let metrics = Metrics::new(registry);
         let (rules, in_force) = watch::channel(rules);
-        let mut pipeline = Self { workers: Vec::new(), shown: Vec::new(), asked: Vec::new(), rules };
-        for index in 0..journal.partitions(Topic::Telemetry) {
-            let (shown, asked) = (Shown::default(), Asked::default());
-            let worker = Rules {
-                at: Partition::new(Topic::Telemetry, index),
-                file: dir.join(format!("{index}.ckpt")),
-                snapshots: Snapshots::new(
-                    data,
-                    Partition::new(Topic::Telemetry, index),
-                    config.limits.copies,
-                ),
+        let partitions = journal.partitions(Topic::Telemetry);
+        let worker_of = |index: u16, of: u16, shown: &Shown, asked: &Asked| Rules {
+            at: Partition::new(Topic::Telemetry, index),
+            partitions: of,
+            chain: Chain::of(&checkpoints, of, index),
+            snapshots: Snapshots::new(data, Partition::new(Topic::Telemetry, index), config.limits.copies),
+            checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
+            config: config.clone(),
+            journal: journal.clone(),
+            inflow: inflow.clone(),
+            in_force: in_force.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            shown: shown.clone(),
+            asked: asked.clone(),
+            position: Offset::ZERO,
+            saved: None,
+        };
+        layout::take_up(&checkpoints, partitions, |index, of| {
+            worker_of(index, of, &Shown::default(), &Asked::default())
+        })?;
+        let groups = Groups::start(
+            merge::Merging {
+                chain: Chain::named(&checkpoints, "groups"),
                 checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
                 config: config.clone(),
                 journal: journal.clone(),
-                inflow: inflow.clone(),
                 in_force: in_force.clone(),
                 clock: clock.clone(),
                 metrics: metrics.clone(),
-                shown: shown.clone(),
-                asked: asked.clone(),
-                position: Offset::ZERO,
-                saved: None,
-            };
+            },
+            config.nice,
+        )?;
+        let mut pipeline = Self { workers: Vec::new(), groups, shown: Vec::new(), asked: Vec::new(), rules };
+        for index in 0..partitions {
+            let (shown, asked) = (Shown::default(), Asked::default());
+            let worker = worker_of(index, partitions, &shown, &asked);
             let told = shown.clone();
             let worker = Worker::spawn(
                 format!("rules-{index}"),
@@ -226,7 +286,11 @@ impl Pipeline {
     }
 
     pub fn view(&self) -> PipelineView {
-        PipelineView { partitions: self.shown.clone(), asked: self.asked.clone() }
+        PipelineView {
+            partitions: self.shown.clone(),
+            groups: self.groups.shown(),
+            asked: self.asked.clone(),
+        }
     }
 
     /// What changes the rules, also while somebody else stops them.
@@ -240,6 +304,8 @@ impl Pipeline {
         for worker in self.workers {
             worker.stopped().await;
         }
+        // After those who have something to say to it.
+        self.groups.stop().await;
     }
 }
 
@@ -247,7 +313,9 @@ impl Pipeline {
 #[derive(Clone)]
 struct Rules {
     at: Partition,
-    file: PathBuf,
+    /// Of telemetry.
+    partitions: u16,
+    chain: Chain,
     /// Of the copies, which the store writes.
     snapshots: Snapshots,
     config: Config,
@@ -275,7 +343,7 @@ impl Rules {
 
     async fn follow(&mut self, stop: &mut Stop) -> Result<(), Stopped> {
         let mut progress = self.journal.progress();
-        let mut engine = self.take_up(stop).await?;
+        let (mut engine, mut writer) = self.take_up(stop).await?;
         let mut backoff = Backoff::default();
         while !stop.is_asked() {
             progress.mark_unchanged();
@@ -289,9 +357,7 @@ impl Rules {
                     self.evaluate(&mut engine, &entries, stop).await?;
                     self.tick(&mut engine, stop).await?;
                     self.show(&engine, None);
-                    if self.checkpoint_due.is_due() {
-                        self.checkpoint(&engine).await;
-                    }
+                    self.checkpoint(&mut engine, &mut writer).await;
                     if self.lag() < WORTH_A_ROUND {
                         self.wait_for_news(&engine, &mut progress, stop).await;
                     }
@@ -309,33 +375,50 @@ impl Rules {
                 }
             }
         }
-        self.checkpoint(&engine).await;
+        self.last_checkpoint(&mut engine, &mut writer).await;
         Ok(())
     }
 
+    /// Reads to the end and keeps what it then knows; `None` if it cannot.
+    async fn catch_up(mut self, stop: &mut Stop) -> Result<(Offset, State), String> {
+        let stopped = |Stopped| "stopped".to_owned();
+        let (mut engine, mut writer) = self.take_up(stop).await.map_err(stopped)?;
+        while !self.is_at_end() {
+            let read = self.journal.read(self.at, self.position, self.config.chunk_bytes).await;
+            let entries = read.map_err(|error| chain(&error))?;
+            self.evaluate(&mut engine, &entries, stop).await.map_err(stopped)?;
+        }
+        self.last_checkpoint(&mut engine, &mut writer).await;
+        match self.saved == Some(self.position) {
+            true => Ok((self.position, engine.state())),
+            false => Err(lock(&self.shown).checkpoint.problem.clone().unwrap_or_default()),
+        }
+    }
+
     /// From the checkpoint, or from the oldest record if there is none that can be used.
-    async fn take_up(&mut self, stop: &mut Stop) -> Result<Engine, Stopped> {
+    async fn take_up(&mut self, stop: &mut Stop) -> Result<(Engine, Writer), Stopped> {
         let rules = self.in_force.borrow_and_update().clone();
         let extent = self.journal.extent(self.at);
         let mut out = Vec::new();
-        let restored = match checkpoint::load::<State>(&self.file) {
-            Ok(None) => None,
-            Ok(Some((position, _))) if position > extent.next => {
+        let (found, writer) = self.load(stop).await?;
+        let restored = match found {
+            None => None,
+            Some(Found { position, .. }) if position > extent.next => {
                 tracing::error!(partition = %self.at, %position, end = %extent.next, "the checkpoint is beyond the end of the journal; replaying");
                 None
             }
-            Ok(Some((position, state))) => {
-                Engine::restore(self.config.limits.clone(), &rules, state, &mut out)
-                    .map(|engine| (position, engine))
-            }
-            Err(broken) => {
-                tracing::error!(partition = %self.at, error = chain(&broken), "no usable checkpoint; replaying from the oldest record");
-                None
+            Some(Found { position, states }) => {
+                let engine = Engine::restore(self.config.limits.clone(), &rules, states, &mut out);
+                if engine.is_none() {
+                    tracing::error!(partition = %self.at, "the checkpoint contradicts itself; replaying from the oldest record");
+                }
+                engine.map(|engine| (position, engine))
             }
         };
         let mut engine = match restored {
             Some((position, engine)) => {
                 (self.position, self.saved) = (position, Some(position));
+                lock(&self.shown).checkpoint.position = Some(position);
                 engine
             }
             None => {
@@ -350,7 +433,25 @@ impl Rules {
         // What stopped the last run is over once this one has got through a stretch.
         let stalled = lock(&self.shown).stalled.clone();
         self.show(&engine, stalled);
-        Ok(engine)
+        Ok((engine, writer))
+    }
+
+    /// A store that does not answer is asked again: without its checkpoints the whole journal would be read again.
+    async fn load(&self, stop: &mut Stop) -> Result<(Option<Found<State>>, Writer), Stopped> {
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match self.chain.load().await {
+                Ok(loaded) => return Ok(loaded),
+                Err(error) => chain(&error),
+            };
+            let pause = backoff.next();
+            tracing::error!(partition = %self.at, error, ?pause, "rules cannot read their checkpoints");
+            lock(&self.shown).stalled = Some(error);
+            stop.sleep(pause).await;
+            if stop.is_asked() {
+                return Err(Stopped);
+            }
+        }
     }
 
     /// Shows the engine what came before, so that it knows the copies of it.
@@ -397,20 +498,30 @@ impl Rules {
     ) -> Result<(), Stopped> {
         let (mut out, mut broken) = (Vec::new(), Batch::default());
         let mut tally = Tally::default();
-        for entry in entries.iter().flat_map(Entries::iter) {
-            match avro::decode(entry.bytes) {
-                Ok(record) => {
-                    let fate = engine.evaluate(&record, entry.offset, &mut out);
-                    tally.add(fate);
-                    if fate == Fate::Failed {
-                        broken.push(&dead_letter(&record, self.at, entry.offset, entry.bytes).encode());
-                    }
+        let mut rest = entries.iter().flat_map(Entries::iter);
+        let mut block = Vec::with_capacity(BLOCK);
+        loop {
+            block.clear();
+            block.extend(rest.by_ref().take(BLOCK).map(|entry| (avro::decode(entry.bytes), entry)));
+            if block.is_empty() {
+                break;
+            }
+            engine.look_ahead(block.iter().filter_map(|(decoded, _)| decoded.as_ref().ok()));
+            for (decoded, entry) in &block {
+                // The store writer keeps the bytes of others; here they only are in nobody's way.
+                let Ok(record) = decoded else {
+                    tally.undecodable += 1;
+                    continue;
+                };
+                let fate = engine.evaluate(record, entry.offset, &mut out);
+                tally.add(fate);
+                if fate == Fate::Failed {
+                    broken.push(&dead_letter(record, self.at, entry.offset, entry.bytes).encode());
                 }
-                // The store writer keeps the bytes; here they only are in nobody's way.
-                Err(_) => tally.undecodable += 1,
             }
         }
         self.say(out, stop.clone()).await?;
+        self.say_counted(engine, stop).await?;
         self.tell_broken(engine);
         if !broken.is_empty() {
             tracing::error!(partition = %self.at, records = broken.len(), "rules broke on records; moved to `rejected`");
@@ -436,7 +547,8 @@ impl Rules {
         let mut out = Vec::new();
         engine.tick(now, settled, &mut out);
         self.tell_broken(engine);
-        self.say(out, stop.clone()).await
+        self.say(out, stop.clone()).await?;
+        self.say_counted(engine, stop).await
     }
 
     /// There is no record to lay aside for them: it broke on what silence brings about.
@@ -458,58 +570,84 @@ impl Rules {
     }
 
     async fn say(&self, transitions: Vec<AlertTransition>, stop: impl Into<Stop>) -> Result<(), Stopped> {
-        if transitions.is_empty() {
-            return Ok(());
-        }
         self.metrics.transitions.inc_by(transitions.len() as u64);
         let partitions = self.journal.partitions(Topic::Alerts);
         let to = Partition::new(Topic::Alerts, self.at.index % partitions.max(1));
-        // Few at a time, so that a storm of alerts makes no batch that the journal refuses.
-        const TRANSITIONS_MAX: usize = 1_000;
-        let stop = stop.into();
-        for some in transitions.chunks(TRANSITIONS_MAX) {
+        let stalled = |reason: String| lock(&self.shown).stalled = Some(reason);
+        say(&*self.journal, to, &transitions, stop.into(), &stalled).await
+    }
+
+    /// What was counted of groups, for the rules on them.
+    async fn say_counted(&self, engine: &mut Engine, stop: &Stop) -> Result<(), Stopped> {
+        let counted = engine.take_counted();
+        const PARTIALS_MAX: usize = 1_000;
+        for some in counted.chunks(PARTIALS_MAX) {
             let mut batch = Batch::default();
-            some.iter().for_each(|transition| batch.push(&transition.encode()));
-            self.append(to, batch, stop.clone()).await?;
+            for counted in some {
+                let (partition, of) = (self.at.index, self.partitions);
+                batch.push(&Partial { partition, of, counted: counted.clone() }.encode());
+            }
+            self.append(Partition::new(Topic::Partials, 0), batch, stop.clone()).await?;
         }
         Ok(())
     }
 
-    /// Appends until it is durable. Twice is harmless, never is not.
-    async fn append(&self, to: Partition, batch: Batch, mut stop: Stop) -> Result<(), Stopped> {
-        let mut backoff = Backoff::default();
-        loop {
-            match self.journal.append(to, batch.clone()).await {
-                Ok(_) => return Ok(()),
-                Err(error) => {
-                    let pause = backoff.next();
-                    tracing::warn!(partition = %self.at, error = chain(&error), ?pause, "rules cannot append");
-                    lock(&self.shown).stalled = Some(chain(&error));
-                    stop.sleep(pause).await;
-                }
+    async fn append(&self, to: Partition, batch: Batch, stop: Stop) -> Result<(), Stopped> {
+        let stalled = |reason: String| lock(&self.shown).stalled = Some(reason);
+        append(&*self.journal, to, batch, stop, &stalled).await
+    }
+
+    /// Begins one when it is due, and notes how the one before ended. It is written beside the work.
+    async fn checkpoint(&mut self, engine: &mut Engine, writer: &mut Writer) {
+        if writer.is_writing() {
+            // The thread's other task gets its turn.
+            tokio::task::yield_now().await;
+            if let Some(ended) = writer.ended().await {
+                self.note(ended).await;
             }
-            if stop.is_asked() {
-                return Err(Stopped);
+        }
+        if !writer.is_writing() && self.saved != Some(self.position) && self.checkpoint_due.is_due() {
+            self.begin_checkpoint(engine, writer);
+        }
+    }
+
+    fn begin_checkpoint(&mut self, engine: &mut Engine, writer: &mut Writer) {
+        let is_whole = writer.is_whole_due() || engine.is_whole_due();
+        writer.begin(self.position, is_whole, &engine.changes(is_whole));
+        lock(&self.shown).windows = engine.window_count();
+    }
+
+    async fn last_checkpoint(&mut self, engine: &mut Engine, writer: &mut Writer) {
+        if let Some(ended) = writer.finished().await {
+            self.note(ended).await;
+        }
+        if self.saved != Some(self.position) {
+            self.begin_checkpoint(engine, writer);
+            if let Some(ended) = writer.finished().await {
+                self.note(ended).await;
             }
         }
     }
 
-    async fn checkpoint(&mut self, engine: &Engine) {
-        if self.saved == Some(self.position) {
-            return;
+    async fn note(&mut self, ended: Result<Written, CheckpointError>) {
+        let shown = self.shown.clone();
+        note_checkpoint(
+            ended,
+            &self.metrics,
+            &self.clock,
+            &format!("{}", self.at),
+            &mut lock(&shown).checkpoint,
+        );
+        let saved = lock(&shown).checkpoint.position;
+        if saved != self.saved {
+            self.saved = saved;
+            self.commit().await;
         }
-        if let Err(error) = checkpoint::save(&self.file, self.position, &engine.state()) {
-            self.metrics.checkpoint_failures.inc();
-            return tracing::error!(file = %self.file.display(), error = chain(&error), "checkpoint not written");
-        }
-        self.saved = Some(self.position);
-        lock(&self.shown).windows = engine.window_count();
-        self.metrics.checkpoints.inc();
-        self.commit().await;
     }
 
     async fn commit(&self) {
-        if let Err(error) = self.journal.commit(CONSUMER, self.at, self.position).await {
+        let durable = self.saved.unwrap_or(self.position);
+        if let Err(error) = self.journal.commit(CONSUMER, self.at, durable).await {
             tracing::warn!(partition = %self.at, error = chain(&error), "position of the rules not committed");
         }
     }
@@ -552,10 +690,53 @@ impl Rules {
         shown.lag = lag;
         shown.devices = engine.device_count();
         shown.stalled = stalled;
+        shown.watermark = engine.watermark();
         shown.accounts.clone_from(engine.accounts());
         shown.late = engine.accounts().values().map(|a| a.late).sum();
         shown.copies = engine.accounts().values().map(|a| a.copies).sum();
         self.metrics.show(self.at.index, &shown, engine.forgotten_count(), engine.evicted_count());
+    }
+}
+
+async fn say(
+    journal: &dyn Journal,
+    to: Partition,
+    transitions: &[AlertTransition],
+    stop: Stop,
+    stalled: &impl Fn(String),
+) -> Result<(), Stopped> {
+    // Few at a time, so that a storm of alerts makes no batch that the journal refuses.
+    const TRANSITIONS_MAX: usize = 1_000;
+    for some in transitions.chunks(TRANSITIONS_MAX) {
+        let mut batch = Batch::default();
+        some.iter().for_each(|transition| batch.push(&transition.encode()));
+        append(journal, to, batch, stop.clone(), stalled).await?;
+    }
+    Ok(())
+}
+
+/// Appends until it is durable. Twice is harmless, never is not.
+async fn append(
+    journal: &dyn Journal,
+    to: Partition,
+    batch: Batch,
+    mut stop: Stop,
+    stalled: &impl Fn(String),
+) -> Result<(), Stopped> {
+    let mut backoff = Backoff::default();
+    loop {
+        match journal.append(to, batch.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let pause = backoff.next();
+                tracing::warn!(%to, error = chain(&error), ?pause, "rules cannot append");
+                stalled(chain(&error));
+                stop.sleep(pause).await;
+            }
+        }
+        if stop.is_asked() {
+            return Err(Stopped);
+        }
     }
 }
 
@@ -586,6 +767,33 @@ impl Tally {
     }
 }
 
+/// How a checkpoint ended, for whoever looks.
+fn note_checkpoint(
+    ended: Result<Written, CheckpointError>,
+    metrics: &Metrics,
+    clock: &Clock,
+    of: &str,
+    shown: &mut CheckpointStatus,
+) {
+    match ended {
+        Ok(Written { position, bytes, is_whole }) => {
+            metrics.wrote_checkpoint(bytes, is_whole);
+            *shown = CheckpointStatus {
+                position: Some(position),
+                written_at: Some(clock.now()),
+                bytes,
+                problem: None,
+            };
+        }
+        Err(error) => {
+            metrics.checkpoint_failures.inc();
+            let problem = chain(&error);
+            tracing::error!(of, error = problem, "checkpoint not written; the one before it holds");
+            shown.problem = Some(problem);
+        }
+    }
+}
+
 fn dead_letter(record: &Record<'_>, at: Partition, offset: Offset, bytes: &[u8]) -> Rejected {
     Rejected {
         tenant: record.tenant.into(),
@@ -598,6 +806,6 @@ fn dead_letter(record: &Record<'_>, at: Partition, offset: Offset, bytes: &[u8])
     }
 }
 
-fn lock(shown: &Mutex<PartitionStatus>) -> MutexGuard<'_, PartitionStatus> {
+fn lock<T>(shown: &Mutex<T>) -> MutexGuard<'_, T> {
     shown.lock().unwrap_or_else(PoisonError::into_inner)
 }

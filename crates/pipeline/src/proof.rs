@@ -6,7 +6,8 @@ use dunlin_journal::Offset;
 use dunlin_model::{AlertPhase, AlertTransition, MessageId, Reading, Readings, Record, TimeSource};
 
 use crate::{
-    engine::{Engine, Limits},
+    engine::Limits,
+    groups::Alone,
     rules::{Expected, Rule, RuleSet, RuleTest},
 };
 
@@ -71,8 +72,9 @@ fn check_one(rule: &Rule, test: &RuleTest) -> Result<(), Failed> {
 /// All that a rule says of what a test gives.
 pub(crate) fn run(rule: &Rule, test: &RuleTest) -> Vec<AlertTransition> {
     let rules = RuleSet::of(vec![rule.clone().into()]);
-    let limits = Limits { lateness_millis: 0, idle_grace_seconds: 0, ..Limits::default() };
-    let (mut engine, mut out) = (Engine::new(limits, &rules), Vec::new());
+    let limits =
+        Limits { lateness_millis: 0, idle_grace_seconds: 0, group_wait_millis: 0, ..Limits::default() };
+    let (mut engine, mut out) = (Alone::new(limits, &rules), Vec::new());
     let mut given: Vec<_> = test.readings.iter().collect();
     given.sort_by_key(|given| given.after);
     for (given, offset) in given.into_iter().zip(0..) {
@@ -94,7 +96,7 @@ pub(crate) fn run(rule: &Rule, test: &RuleTest) -> Vec<AlertTransition> {
     }
     // Beyond the instant itself, so that what is due then has come about.
     let end = test.start + test.until + std::time::Duration::from_millis(50);
-    engine.tick(end, end, &mut out);
+    engine.tick(end, &mut out);
     out
 }
 

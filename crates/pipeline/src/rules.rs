@@ -31,6 +31,8 @@ use xxhash_rust::xxh3::Xxh3;
 pub const RULES_MAX: usize = 100_000;
 /// Levels of one rule.
 pub const LEVELS_MAX: usize = 8;
+/// What is known of a group: on how many percent of its members the condition holds, on how many, how many there are.
+pub(crate) const GROUP_METRICS: [&str; 3] = ["share", "count", "members"];
 
 /// One rule. Its name is unique within the set and its tenant.
 #[derive(Debug, Clone)]
@@ -46,6 +48,11 @@ pub struct Rule {
     pub tenant: Option<Box<str>>,
     pub description: String,
     pub tests: Vec<RuleTest>,
+    /// Of a rule over a group of devices: what is asked of the counts, as a rule on them. The levels of this rule then
+    /// say when a device counts, and nobody is told of it.
+    pub group: Option<Arc<Rule>>,
+    /// What alerts name instead of a device: the group.
+    pub subject: Option<Box<str>>,
     /// Of all that decides when the rule fires: state survives a change of anything else.
     pub content_hash: u64,
 }
@@ -66,6 +73,11 @@ impl Rule {
     /// The conditions in their canonical words.
     pub fn words(&self) -> &Arc<str> {
         &self.levels[0].words
+    }
+
+    /// The rule that people are told of: of a rule over a group the one on its counts.
+    pub fn told(&self) -> &Rule {
+        self.group.as_deref().unwrap_or(self)
     }
 
     /// Whether it also says something of a device that says nothing.
@@ -179,6 +191,11 @@ impl RuleSet {
         Self { rules }
     }
 
+    /// What is asked of the counts of groups.
+    pub(crate) fn groups(&self) -> Self {
+        Self { rules: self.rules.iter().filter_map(|rule| rule.group.clone()).collect() }
+    }
+
     pub fn rules(&self) -> &[Arc<Rule>] {
         &self.rules
     }
@@ -209,6 +226,8 @@ struct RuleToml {
     r#for: Option<Spanned<String>>,
     /// The hours in which it counts.
     active: Option<Spanned<String>>,
+    /// The rule is over all its devices together; this is asked of how many the condition holds on.
+    group: Option<Spanned<String>>,
     devices: Option<String>,
     device_type: Option<String>,
     tenant: Option<Spanned<String>>,
@@ -229,6 +248,7 @@ struct LevelToml {
     when: Option<Spanned<String>>,
     expression: Option<Spanned<String>>,
     r#for: Option<Spanned<String>>,
+    group: Option<Spanned<String>>,
 }
 
 #[derive(Default)]
@@ -298,22 +318,40 @@ impl RuleToml {
         let (when, hold) = (self.when.as_ref(), self.r#for.as_ref());
         let base = condition(&self.name, when, self.expression.as_ref(), hold)?;
         let mut levels = vec![(self.severity, base)];
+        let mut group: Vec<(Severity, Condition)> = Vec::new();
+        if let Some(text) = &self.group {
+            group.push((self.severity, condition_of_group(text)?));
+        }
         if self.level.len() >= LEVELS_MAX {
             return Err(at(&self.name, format!("a rule has at most {LEVELS_MAX} levels")));
         }
         for level in &self.level {
-            let (when, hold) = (level.when.as_ref(), level.r#for.as_ref());
-            let condition = condition(&level.severity, when, level.expression.as_ref(), hold)?;
-            levels.push((*level.severity.get_ref(), condition));
+            let severity = *level.severity.get_ref();
+            match (&self.group, &level.group) {
+                (None, None) => {
+                    let (when, hold) = (level.when.as_ref(), level.r#for.as_ref());
+                    levels
+                        .push((severity, condition(&level.severity, when, level.expression.as_ref(), hold)?));
+                }
+                (Some(_), Some(text)) if level.when.is_none() && level.expression.is_none() => {
+                    group.push((severity, condition_of_group(text)?));
+                }
+                (Some(_), _) => {
+                    let message = "a level of a rule over a group says `group`, and nothing of a device";
+                    return Err(at(&level.severity, message));
+                }
+                (None, Some(text)) => return Err(at(text, "the rule itself says no `group`")),
+            }
         }
         if let Some(active) = &self.active {
             let schedule: Schedule = active.get_ref().parse().map_err(|wrong: String| at(active, wrong))?;
-            levels = levels
+            let told = if group.is_empty() { &mut levels } else { &mut group };
+            *told = std::mem::take(told)
                 .into_iter()
                 .map(|(severity, condition)| (severity, condition.during(schedule.clone())))
                 .collect();
         }
-        let tenant = match (&self.tenant, only_tenant) {
+        let tenant: Option<Box<str>> = match (&self.tenant, only_tenant) {
             (Some(tenant), Some(own)) if tenant.get_ref() != own => {
                 return Err(at(tenant, format!("this rule is {own}'s alone; leave `tenant` out")));
             }
@@ -322,6 +360,7 @@ impl RuleToml {
             (None, None) => None,
         };
         let devices = self.devices.as_deref().unwrap_or("*");
+        let device_type = self.device_type.as_deref();
         let mut hash = Xxh3::new();
         let mut part = |part: &str| {
             hash.update(&(part.len() as u64).to_le_bytes());
@@ -329,9 +368,7 @@ impl RuleToml {
         };
         part(self.name.get_ref());
         part(&levels[0].1.to_string());
-        [devices, self.device_type.as_deref().unwrap_or(""), tenant.as_deref().unwrap_or("")]
-            .into_iter()
-            .for_each(&mut part);
+        [devices, device_type.unwrap_or(""), tenant.as_deref().unwrap_or("")].into_iter().for_each(&mut part);
         for (severity, condition) in &levels[1..] {
             part(&condition.to_string());
             part(&format!("{severity:?}"));
@@ -339,20 +376,52 @@ impl RuleToml {
         if levels.len() > 1 {
             part(&format!("{:?}", self.severity));
         }
+        for (severity, condition) in &group {
+            part("group");
+            part(&condition.to_string());
+            part(&format!("{severity:?}"));
+        }
         let content_hash = hash.digest();
+        let of_device = levels[0].1.to_string();
+        let name: Arc<str> = self.name.into_inner().into();
+        let group = (!group.is_empty()).then(|| {
+            let level = |(severity, condition): (Severity, Condition)| Level {
+                severity,
+                words: format!("{condition} with {of_device}").into(),
+                condition,
+            };
+            Arc::new(Rule {
+                name: name.clone(),
+                levels: group.into_iter().map(level).collect(),
+                // The counts of no other rule.
+                devices: WildMatch::new(&group_key(content_hash)),
+                device_type: None,
+                tenant: tenant.clone(),
+                description: self.description.clone(),
+                tests: Vec::new(),
+                group: None,
+                subject: Some(match device_type {
+                    None => devices.into(),
+                    Some(device_type) => format!("{devices} of {device_type}").into(),
+                }),
+                content_hash: content_hash.rotate_left(1),
+            })
+        });
         let level = |(severity, condition): (Severity, Condition)| Level {
             severity,
             words: condition.to_string().into(),
             condition,
         };
         let mut rule = Rule {
-            name: self.name.into_inner().into(),
+            name,
             levels: levels.into_iter().map(level).collect(),
             devices: WildMatch::new(devices),
-            device_type: self.device_type.map(Into::into),
+            device_type: device_type.map(Into::into),
             tenant,
             description: self.description,
             tests: Vec::new(),
+            group,
+            subject: None,
             content_hash,
         };
         for test in self.test {
@@ -361,6 +430,27 @@ impl RuleToml {
             rule.tests.push(read);
         }
         Ok(rule)
+    }
+}
+
+/// What stands for the device where the counts of a group are readings.
+pub(crate) fn group_key(content_hash: u64) -> String {
+    format!("{content_hash:016x}")
+}
+
+/// `share > 5% for 2m, clear below 3%`: a condition on the counts of a group, whose values come when they change.
+fn condition_of_group(text: &Spanned<String>) -> Result<Condition, At> {
+    // A share is in percent whether or not it is said.
+    let plain = text.get_ref().replace('%', " ");
+    let condition = Condition::parse(&plain)
+        .map_err(|wrong| At { byte: text.span().start + 1 + wrong.at_byte, message: wrong.message })?;
+    let is_plain = |test: &Test| match test {
+        Test::Compare { subject: Subject::Reading { metric }, .. } => GROUP_METRICS.contains(&&**metric),
+        _ => false,
+    };
+    match condition.tests.iter().all(is_plain) {
+        true => Ok(condition),
+        false => Err(at(text, "a group has `share` (in percent), `count` and `members`, and no windows")),
     }
 }
 

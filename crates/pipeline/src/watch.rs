@@ -193,6 +193,12 @@ impl Watch {
         self.phase == Phase::Firing
     }
 
+    /// Reads what the next reading needs.
+    pub(crate) fn touch(&self) -> u64 {
+        let tests = self.levels.iter().take(1).flat_map(|level| &level.tests).take(4);
+        tests.fold(self.since.as_micros() as u64, |sum, test| sum ^ test.touch())
+    }
+
     /// Panes and readings that it keeps.
     pub(crate) fn kept(&self) -> usize {
         self.levels.iter().flat_map(|level| &level.tests).map(TestState::kept).sum()

@@ -2,7 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use dunlin_model::{AlertTransition, Fingerprint, Record, Severity, TimeSource, Timestamp, TransitionId};
+use dunlin_model::{
+    AlertPhase, AlertTransition, Fingerprint, Record, Severity, TimeSource, Timestamp, TransitionId,
+};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
@@ -10,17 +12,25 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     Limits,
     clock::DeviceClock,
+    groups::{GroupKey, Groups},
     index::{ANY, Index},
 };
 use crate::{
     rules::{Rule, Scalar},
-    watch::{Feed, Kind, Moment, Step, Watch},
+    watch::{Feed, Kind, Moment, Step, Steps, Watch},
 };
 
 /// Deadlines are kept in steps of so many microseconds of receive time.
 const DUE_STEP_MICROS: i64 = 50_000;
 /// No deadline.
 pub(super) const NOT_DUE: i64 = i64::MAX;
+
+/// Where what a step brings about goes.
+#[derive(Debug)]
+pub(super) struct Out<'a> {
+    pub(super) said: &'a mut Vec<AlertTransition>,
+    pub(super) groups: &'a mut Groups,
+}
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Device {
@@ -39,6 +49,8 @@ pub(super) struct Device {
     pub(super) held: VecDeque<Held>,
     /// Not later than what the cells next wait for.
     pub(super) next: Moment,
+    /// Not as the last checkpoint has it.
+    pub(super) is_changed: bool,
     /// The entry among the due ones that counts.
     pub(super) queued: i64,
     /// Metrics whose rules were looked up, sorted.
@@ -57,6 +69,8 @@ pub(super) struct Cell {
     pub(super) rule: u32,
     pub(super) watch: Watch,
     pub(super) next: Moment,
+    /// Of a rule over a group: the group counts it as one on which the condition holds.
+    pub(super) is_counted: bool,
 }
 
 /// A record's readings of metrics that rules name.
@@ -109,6 +123,7 @@ impl Device {
             watermark: Timestamp::MIN,
             held: VecDeque::new(),
             next: Moment::NEVER,
+            is_changed: false,
             queued: NOT_DUE,
             metrics: Vec::new(),
             cells: Vec::new(),
@@ -123,7 +138,7 @@ impl Device {
         index: &mut Index,
         record: &Record<'_>,
         limits: &Limits,
-        out: &mut Vec<AlertTransition>,
+        out: &mut Out<'_>,
     ) -> bool {
         let (time, lateness) = self.place(record, limits);
         if time < self.watermark {
@@ -178,7 +193,7 @@ impl Device {
     }
 
     /// Brings everything up to `to`, in the order of event time.
-    pub(super) fn advance(&mut self, index: &Index, to: Timestamp, out: &mut Vec<AlertTransition>) {
+    pub(super) fn advance(&mut self, index: &Index, to: Timestamp, out: &mut Out<'_>) {
         while let Some(held) = self.held.front()
             && held.time <= to
         {
@@ -193,7 +208,7 @@ impl Device {
     }
 
     /// What waits for a moment up to `before`, in order.
-    fn pass_before(&mut self, index: &Index, before: Moment, out: &mut Vec<AlertTransition>) {
+    fn pass_before(&mut self, index: &Index, before: Moment, out: &mut Out<'_>) {
         while self.next <= before && !self.next.is_never() {
             let moment = self.next;
             self.next = Moment::NEVER;
@@ -203,8 +218,7 @@ impl Device {
                     let rule = index.rule(cell.rule);
                     let steps = cell.watch.pass(rule, moment);
                     cell.next = cell.watch.next(rule);
-                    let rule = cell.rule;
-                    out.extend(steps.into_iter().map(|step| self.transition(index.rule(rule), step)));
+                    self.say(rule, n, steps, out);
                 }
                 self.next = self.next.min(self.cells[n].next);
             }
@@ -212,13 +226,13 @@ impl Device {
     }
 
     /// The readings of one record, to all rules that look at them.
-    fn apply(&mut self, index: &Index, held: &Held, out: &mut Vec<AlertTransition>) {
+    fn apply(&mut self, index: &Index, held: &Held, out: &mut Out<'_>) {
         let mut touched: SmallVec<[u32; 8]> = SmallVec::new();
         if index.has_any() {
-            self.feed(index, ANY, held.time, None, &mut touched);
+            self.feed(index, ANY, held.time, None, &mut touched, out);
         }
         for (metric, value) in &held.readings {
-            self.feed(index, *metric, held.time, Some(value), &mut touched);
+            self.feed(index, *metric, held.time, Some(value), &mut touched, out);
         }
         if touched.len() > 1 {
             touched.sort_unstable();
@@ -228,9 +242,7 @@ impl Device {
             let cell = &mut self.cells[n as usize];
             let rule = index.rule(cell.rule);
             let steps = cell.watch.settle(rule, held.time);
-            if !steps.is_empty() {
-                out.extend(steps.into_iter().map(|step| self.transition(rule, step)));
-            }
+            self.say(rule, n as usize, steps, out);
             let cell = &mut self.cells[n as usize];
             cell.next = cell.watch.next(rule);
             self.next = self.next.min(cell.next);
@@ -244,11 +256,14 @@ impl Device {
         time: Timestamp,
         value: Option<&Scalar>,
         touched: &mut SmallVec<[u32; 8]>,
+        out: &mut Out<'_>,
     ) {
         if let Err(at) = self.metrics.binary_search(&metric) {
             self.metrics.insert(at, metric);
             for rule in index.rules_for(metric, &self.tenant, &self.device_type, &self.name) {
-                self.add_cell(index, rule, None);
+                if self.add_cell(index, rule, None) && index.rule(rule).group.is_some() {
+                    out.groups.change(self.group_key(index.rule(rule)), time, 1, 0);
+                }
             }
         }
         let first = self.feeds.partition_point(|(of, ..)| *of < metric);
@@ -263,18 +278,20 @@ impl Device {
     }
 
     /// The cell of a rule, made when the device first sends a metric of it, or as it was kept.
-    pub(super) fn add_cell(&mut self, index: &Index, rule: u32, kept: Option<Watch>) {
-        let Err(at) = self.by_rule.binary_search_by_key(&rule, |(rule, _)| *rule) else { return };
+    /// False if it was there.
+    pub(super) fn add_cell(&mut self, index: &Index, rule: u32, kept: Option<(Watch, bool)>) -> bool {
+        let Err(at) = self.by_rule.binary_search_by_key(&rule, |(rule, _)| *rule) else { return false };
         let cell = self.cells.len() as u32;
         self.by_rule.insert(at, (rule, cell));
-        let watch = kept.unwrap_or_else(|| Watch::new(index.rule(rule)));
+        let (watch, is_counted) = kept.unwrap_or_else(|| (Watch::new(index.rule(rule)), false));
         let next = watch.next(index.rule(rule));
         self.next = self.next.min(next);
-        self.cells.push(Cell { rule, watch, next });
+        self.cells.push(Cell { rule, watch, next, is_counted });
         for (metric, feed) in index.feeds(rule) {
             let at = self.feeds.partition_point(|(of, ..)| of <= metric);
             self.feeds.insert(at, (*metric, cell, *feed));
         }
+        true
     }
 
     /// What comes next: a held record, or what the rules wait for.
@@ -307,7 +324,7 @@ impl Device {
     }
 
     /// Takes silence to have lasted until what is next; false if nothing is.
-    pub(super) fn live_on(&mut self, index: &Index, out: &mut Vec<AlertTransition>) -> bool {
+    pub(super) fn live_on(&mut self, index: &Index, out: &mut Out<'_>) -> bool {
         let moment = self.next_moment();
         if moment.is_never() {
             return false;
@@ -355,19 +372,19 @@ impl Device {
     }
 
     /// A device that changed its type is looked at by other rules.
-    fn retype(&mut self, index: &mut Index, device_type: &str, out: &mut Vec<AlertTransition>) {
+    fn retype(&mut self, index: &mut Index, device_type: &str, out: &mut Out<'_>) {
         self.device_type = index.word(device_type);
         for cell in self.take_cells() {
             let rule = index.rule(cell.rule);
             match rule.device_type.as_deref().is_none_or(|t| *t == *self.device_type) {
-                true => self.add_cell(index, cell.rule, Some(cell.watch)),
-                false => self.say_forgotten(&RuleWords::of(rule), &cell.watch, out),
+                true => drop(self.add_cell(index, cell.rule, Some((cell.watch, cell.is_counted)))),
+                false => self.leave(rule, &cell, out),
             }
         }
     }
 
     /// Takes the cells of unchanged rules over into another set of rules.
-    pub(super) fn adopt(&mut self, old: &Index, new: &Index, out: &mut Vec<AlertTransition>) {
+    pub(super) fn adopt(&mut self, old: &Index, new: &Index, out: &mut Out<'_>) {
         let names = old.metric_names();
         for held in &mut self.held {
             let readings = std::mem::take(&mut held.readings);
@@ -378,8 +395,8 @@ impl Device {
         }
         for cell in self.take_cells() {
             match new.same_rule(old.rule(cell.rule)) {
-                Some(rule) => self.add_cell(new, rule, Some(cell.watch)),
-                None => self.say_forgotten(&RuleWords::of(old.rule(cell.rule)), &cell.watch, out),
+                Some(rule) => drop(self.add_cell(new, rule, Some((cell.watch, cell.is_counted)))),
+                None => self.leave(old.rule(cell.rule), &cell, out),
             }
         }
     }
@@ -390,6 +407,39 @@ impl Device {
         self.feeds.clear();
         self.next = Moment::NEVER;
         std::mem::take(&mut self.cells)
+    }
+
+    pub(super) fn group_key(&self, rule: &Rule) -> GroupKey {
+        (rule.content_hash, self.tenant.clone())
+    }
+
+    /// The steps of a cell: to people, or into the counts of its group.
+    fn say(&mut self, rule: &Rule, cell: usize, steps: Steps, out: &mut Out<'_>) {
+        if steps.is_empty() {
+            return;
+        }
+        if rule.group.is_none() {
+            return out.said.extend(steps.into_iter().map(|step| self.transition(rule, step)));
+        }
+        for step in steps {
+            let change = match step.phase {
+                AlertPhase::Firing => 1,
+                AlertPhase::Resolved => -1,
+                AlertPhase::Pending | AlertPhase::Cancelled => continue,
+            };
+            self.cells[cell].is_counted = change > 0;
+            out.groups.change(self.group_key(rule), step.at, 0, change);
+        }
+    }
+
+    /// The rule or the device is gone.
+    pub(super) fn leave(&self, rule: &Rule, cell: &Cell, out: &mut Out<'_>) {
+        match rule.group.is_some() {
+            true => {
+                out.groups.change(self.group_key(rule), self.newest, -1, -i64::from(cell.is_counted));
+            }
+            false => self.say_forgotten(&RuleWords::of(rule), &cell.watch, out.said),
+        }
     }
 
     pub(super) fn say_forgotten(&self, rule: &RuleWords, watch: &Watch, out: &mut Vec<AlertTransition>) {
@@ -411,7 +461,8 @@ impl Device {
     }
 
     fn said(&self, rule: &RuleWords, step: Step) -> AlertTransition {
-        let fingerprint = Fingerprint::of(&self.tenant, &rule.name, &self.name);
+        let device = rule.subject.as_deref().unwrap_or(&self.name);
+        let fingerprint = Fingerprint::of(&self.tenant, &rule.name, device);
         let id = match step.is_change {
             true => TransitionId::of_change(fingerprint, step.severity, step.at),
             false => TransitionId::of(fingerprint, step.phase, step.since),
@@ -420,7 +471,7 @@ impl Device {
             id,
             fingerprint,
             tenant: self.tenant.as_ref().into(),
-            device: self.name.as_ref().into(),
+            device: device.into(),
             rule: rule.name.as_ref().into(),
             severity: step.severity,
             phase: step.phase,
@@ -429,6 +480,22 @@ impl Device {
             value: step.value,
             condition: rule.condition.as_ref().into(),
         }
+    }
+
+    /// Reads what the next record needs of the device itself, and nothing that has to be waited for.
+    pub(super) fn touch(&self) -> u64 {
+        let clocks = self.newest.as_micros() ^ self.watermark.as_micros() ^ self.queued;
+        let lengths = self.held.len() ^ self.cells.len() ^ self.feeds.len() ^ self.metrics.len();
+        clocks as u64 ^ lengths as u64 ^ u64::from(self.name.as_bytes().first().copied().unwrap_or(0))
+    }
+
+    /// Reads what it needs of what the device points to.
+    pub(super) fn touch_cells(&self) -> u64 {
+        let time = |held: Option<&Held>| held.map_or(0, |held| held.time.as_micros() as u64);
+        let metric = u64::from(self.metrics.first().copied().unwrap_or(0));
+        let feed = u64::from(self.feeds.first().map_or(0, |(metric, ..)| *metric));
+        let cells = self.cells.iter().take(4).map(|cell| cell.watch.touch());
+        cells.fold(metric ^ feed ^ time(self.held.front()) ^ time(self.held.back()), |a, b| a ^ b)
     }
 
     pub(super) fn kept(&self) -> usize {
@@ -459,6 +526,8 @@ pub(super) struct RuleWords {
     condition: Arc<str>,
     severity: Severity,
     threshold: f64,
+    /// What alerts name instead of the device.
+    subject: Option<Box<str>>,
 }
 
 impl RuleWords {
@@ -468,6 +537,7 @@ impl RuleWords {
             condition: rule.words().clone(),
             severity: rule.severity(),
             threshold: rule.levels[0].condition.threshold().unwrap_or(0.0),
+            subject: rule.subject.clone(),
         }
     }
 }

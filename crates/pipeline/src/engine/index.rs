@@ -28,6 +28,7 @@ pub(super) struct Index {
     /// Tenants and device types, each kept once.
     words: HashSet<Arc<str>, foldhash::fast::RandomState>,
     has_any: bool,
+    has_groups: bool,
 }
 
 #[derive(Debug)]
@@ -54,6 +55,7 @@ impl Index {
             by_content: HashMap::new(),
             words: HashSet::default(),
             has_any: false,
+            has_groups: set.rules().iter().any(|rule| rule.group.is_some()),
         };
         for (number, rule) in (0u32..).zip(set.rules()) {
             index.by_content.insert(rule.content_hash, number);
@@ -98,6 +100,15 @@ impl Index {
 
     pub(super) fn rule(&self, number: u32) -> &Rule {
         &self.rules[number as usize].rule
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Rule> {
+        self.rules.get(number as usize).map(|indexed| &*indexed.rule)
+    }
+
+    /// Whether some rule is over a group.
+    pub(super) fn has_groups(&self) -> bool {
+        self.has_groups
     }
 
     pub(super) fn feeds(&self, number: u32) -> &[(u32, Feed)] {

@@ -68,7 +68,7 @@ fn limits() -> Limits {
 
 fn restarted(engine: &Engine, limits: &Limits, rules: &RuleSet, out: &mut Vec<AlertTransition>) -> Engine {
     let bytes = postcard::to_stdvec(&engine.state()).unwrap();
-    Engine::restore(limits.clone(), rules, postcard::from_bytes(&bytes).unwrap(), out).unwrap()
+    Engine::restore(limits.clone(), rules, vec![postcard::from_bytes(&bytes).unwrap()], out).unwrap()
 }
 
 /// The transitions of a story, cut and taken up again before each of `cuts`.

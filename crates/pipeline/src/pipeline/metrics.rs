@@ -16,11 +16,18 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    /// `whole`, or `changes` since the one before.
+    kind: &'static str,
+}
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Metrics {
     records: Family<Outcome, Counter>,
     pub(super) transitions: Counter,
-    pub(super) checkpoints: Counter,
+    checkpoints: Family<Kind, Counter>,
+    checkpoint_bytes: Counter,
     pub(super) checkpoint_failures: Counter,
     pub(super) broken: Counter,
     lag: Family<At, Gauge>,
@@ -36,6 +43,11 @@ impl Metrics {
         registry.register("dunlin_pipeline_records", "Records that the rules took in", m.records.clone());
         registry.register("dunlin_pipeline_transitions", "Alert transitions said", m.transitions.clone());
         registry.register("dunlin_pipeline_checkpoints", "Checkpoints written", m.checkpoints.clone());
+        registry.register(
+            "dunlin_pipeline_checkpoint_bytes",
+            "Bytes of checkpoints written",
+            m.checkpoint_bytes.clone(),
+        );
         registry.register(
             "dunlin_pipeline_checkpoint_failures",
             "Checkpoints that could not be written",
@@ -64,6 +76,12 @@ impl Metrics {
             m.evicted.clone(),
         );
         m
+    }
+
+    pub(super) fn wrote_checkpoint(&self, bytes: u64, is_whole: bool) {
+        let kind = if is_whole { "whole" } else { "changes" };
+        self.checkpoints.get_or_create(&Kind { kind }).inc();
+        self.checkpoint_bytes.inc_by(bytes);
     }
 
     pub(super) fn add(&self, tally: &Tally) {

@@ -69,7 +69,8 @@ impl TestToml {
         };
         let given = |part: String| Given::read(&part, &device, only_metric);
         let readings = parts(&self.readings).into_iter().map(given).collect::<Result<Vec<_>, _>>()?;
-        let expected = |part: String| Expected::read(&part, &device);
+        let subject = rule.told().subject.as_deref().unwrap_or(&device);
+        let expected = |part: String| Expected::read(&part, subject);
         let expect = parts(&self.expect).into_iter().map(expected).collect::<Result<Vec<_>, _>>()?;
         let last = readings.iter().map(|given| given.after).max().unwrap_or_default();
         let until = match &self.until {

@@ -67,6 +67,13 @@ impl TestState {
             }
     }
 
+    pub(super) fn touch(&self) -> u64 {
+        match &self.memory {
+            Memory::Fixed(windows) => windows.touch(),
+            _ => self.value.to_bits(),
+        }
+    }
+
     /// Panes and readings that it keeps.
     pub(super) fn kept(&self) -> usize {
         match &self.memory {

@@ -80,12 +80,18 @@ impl Fixed {
         self.panes.len()
     }
 
+    pub(super) fn touch(&self) -> u64 {
+        self.closed.as_micros() as u64 ^ self.panes.last().map_or(0, |last| last.count)
+    }
+
     pub(super) fn add(&mut self, every: Duration, aggregate: Aggregate, time: Timestamp, value: f64) {
-        let one = Pane::new(time.window_start(every), value);
-        match self.panes.last_mut() {
-            Some(last) if last.start >= one.start => last.take_in(&one, aggregate),
-            _ => self.panes.push(one),
+        // Readings come in order, so most belong into the last pane; a division costs more than the rest.
+        if let Some(last) = self.panes.last_mut()
+            && time < last.start + every
+        {
+            return last.take_in(&Pane::new(last.start, value), aggregate);
         }
+        self.panes.push(Pane::new(time.window_start(every), value));
     }
 
     /// The end of the next window to close, if there is anything in it.

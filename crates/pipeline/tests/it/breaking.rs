@@ -126,6 +126,7 @@ async fn rules_that_break_say_so_and_repeat_nothing() {
         breaking.clone(),
         nothing(),
         rules,
+        checkpoints(dir.path()),
         dir.path(),
         still(),
         &mut Registry::default(),

@@ -26,9 +26,17 @@ async fn found(journal: &Arc<MemoryJournal>, disk: &MemoryDisk, dir: &TempDir) -
         .await;
     tsdb.flush().await.unwrap();
     let (rules, metrics) = (RuleSet::default(), &mut Registry::default());
-    let pipeline =
-        Pipeline::start(Config::default(), journal.clone(), nothing(), rules, dir.path(), still(), metrics)
-            .unwrap();
+    let pipeline = Pipeline::start(
+        Config::default(),
+        journal.clone(),
+        nothing(),
+        rules,
+        checkpoints(dir.path()),
+        dir.path(),
+        still(),
+        metrics,
+    )
+    .unwrap();
     let end = journal.extent(TELEMETRY).next;
     until("the rules caught up", || pipeline.view().position(0) == Some(end)).await;
     let account = pipeline.view().status().accounts["default"];

@@ -67,6 +67,7 @@ async fn a_backtest_and_a_live_replay_of_a_real_machine_find_the_identical_list(
         journal.clone(),
         nothing(),
         rules.clone(),
+        checkpoints(dir.path()),
         dir.path(),
         still(),
         metrics,
@@ -128,6 +129,8 @@ fn told(device: &'static str, received: i64, clock: i64, value: f64) -> Record<'
 #[test]
 fn wrong_clocks_a_late_batch_and_copies_change_no_alert() {
     const NOW: i64 = 1_800_000_000;
+    const HOURS: i64 = 28;
+    const KEPT: std::ops::Range<i64> = 3_600 + 600..25 * 3_600 + 600;
     let text = "[[rule]]\nname = \"hot\"\nwhen = \"avg(temperature) over 1m > 80 for 2m, clear below 75\"\n";
     let rules = RuleSet::parse(text, "hot.toml").unwrap();
     // Hot for five minutes in every hour.
@@ -135,7 +138,7 @@ fn wrong_clocks_a_late_batch_and_copies_change_no_alert() {
     let devices = ["ahead", "drifting", "reset", "kept"];
     let run = |is_right: bool| {
         let mut stream: Vec<Record<'static>> = Vec::new();
-        for second in (0..4 * 3_600).step_by(10) {
+        for second in (0..HOURS * 3_600).step_by(10) {
             for device in devices {
                 let right = NOW + second;
                 let clock = match device {
@@ -145,9 +148,9 @@ fn wrong_clocks_a_late_batch_and_copies_change_no_alert() {
                     "reset" if (3_000..7_000).contains(&second) => second,
                     _ => right,
                 };
-                // One is off line at first, and brings what it kept in one batch.
-                let is_kept = !is_right && device == "kept" && second < 2 * 3_600;
-                let received = if is_kept { NOW + 2 * 3_600 } else { right };
+                // One goes off line after an hour, and brings what it kept for a day in one batch.
+                let is_kept = !is_right && device == "kept" && KEPT.contains(&second);
+                let received = if is_kept { NOW + KEPT.end } else { right };
                 stream.push(told(device, received, clock, value(right)));
             }
         }
@@ -172,6 +175,6 @@ fn wrong_clocks_a_late_batch_and_copies_change_no_alert() {
         fired
     };
     let right = run(true);
-    assert_eq!(right.len(), devices.len() * 4, "{right:?}");
+    assert_eq!(right.len(), devices.len() * HOURS as usize, "{right:?}");
     assert_eq!(run(false), right);
 }

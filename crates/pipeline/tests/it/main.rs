@@ -1,13 +1,16 @@
 //! The consumers over a memory journal and a memory store.
 
 mod breaking; // a journal on which consumers break
+mod checkpoints; // failing, incremental, and for another number of partitions
 mod copies;
+mod groups; // rules over groups of devices
 mod labelled; // the shipped rule over a real machine's failures
 mod rejected;
 mod rules;
 mod store;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,7 +21,7 @@ use dunlin_model::{
     avro::{self, Datum},
 };
 
-use dunlin_pipeline::Inflow;
+use dunlin_pipeline::{CheckpointStore, Inflow};
 
 const TELEMETRY: Partition = Partition { topic: Topic::Telemetry, index: 0 };
 const ALERTS: Partition = Partition { topic: Topic::Alerts, index: 0 };
@@ -97,6 +100,11 @@ impl Inflow for UnderWay {
 
 fn nothing() -> Arc<UnderWay> {
     Arc::default()
+}
+
+/// Where a platform with this data directory keeps its checkpoints.
+fn checkpoints(data: &Path) -> CheckpointStore {
+    CheckpointStore::local(&data.join("pipeline")).unwrap()
 }
 
 fn journal() -> Arc<MemoryJournal> {

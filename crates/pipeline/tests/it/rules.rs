@@ -16,8 +16,8 @@ fn hot() -> RuleSet {
 fn start(journal: &Arc<MemoryJournal>, dir: &Path, rules: RuleSet) -> Pipeline {
     let limits = Limits { lateness_millis: 0, ..Limits::default() };
     let config = Config { gather_millis: 1, limits, ..Config::default() };
-    Pipeline::start(config, journal.clone(), nothing(), rules, dir, still(), &mut Registry::default())
-        .unwrap()
+    let (kept, metrics) = (checkpoints(dir), &mut Registry::default());
+    Pipeline::start(config, journal.clone(), nothing(), rules, kept, dir, still(), metrics).unwrap()
 }
 
 async fn caught_up(journal: &MemoryJournal, pipeline: &Pipeline) {
@@ -64,12 +64,14 @@ async fn a_lost_or_broken_checkpoint_is_replayed_under_the_same_ids() {
     };
     let first_account = run(&journal).await;
     let first = alerts(&journal).await;
-    let file = dir.path().join("pipeline/0.ckpt");
-    std::fs::write(&file, b"garbage").unwrap();
+    let chain = dir.path().join("pipeline/1-0");
+    for file in std::fs::read_dir(&chain).unwrap() {
+        std::fs::write(file.unwrap().path(), b"garbage").unwrap();
+    }
     assert_eq!(run(&journal).await, first_account);
     let both = alerts(&journal).await;
     assert_eq!(both[first.len()..], first);
-    std::fs::remove_file(&file).unwrap();
+    std::fs::remove_dir_all(&chain).unwrap();
     assert_eq!(run(&journal).await, first_account);
 }
 
@@ -126,9 +128,9 @@ async fn silence_closes_windows_by_itself_but_not_before_what_is_still_to_come()
     let rules = RuleSet::parse(rules, "hot.toml").unwrap();
     let limits = Limits { lateness_millis: 0, ..Limits::default() };
     let config = Config { gather_millis: 1, limits, ..Config::default() };
-    let (inflow, metrics) = (under_way.clone(), &mut Registry::default());
+    let (inflow, metrics, kept) = (under_way.clone(), &mut Registry::default(), checkpoints(dir.path()));
     let pipeline =
-        Pipeline::start(config, journal.clone(), inflow, rules, dir.path(), clock, metrics).unwrap();
+        Pipeline::start(config, journal.clone(), inflow, rules, kept, dir.path(), clock, metrics).unwrap();
 
     // The second record was received in time and takes minutes into the journal.
     append(&journal, &[reading("pump", 10, 99.0)]).await;

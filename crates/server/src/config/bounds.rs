@@ -64,6 +64,7 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),
         ("pipeline.gather_millis", pipeline.gather_millis, 0, 60_000),
         ("pipeline.limits.lateness_millis", limits.lateness_millis, 0, 1_000 * YEAR),
+        ("pipeline.limits.group_wait_millis", limits.group_wait_millis, 0, DAY),
         ("pipeline.limits.idle_grace_seconds", limits.idle_grace_seconds, 0, YEAR),
         ("pipeline.limits.held_records_max", limits.held_records_max as u64, 1, 1_000_000),
         ("pipeline.limits.device_ttl_seconds", limits.device_ttl_seconds, 1, 100 * YEAR),

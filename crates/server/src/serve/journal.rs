@@ -66,6 +66,12 @@ fn describe(topic: Topic, record: &[u8]) -> Option<Labels<'_>> {
             content_type: "application/octet-stream",
             schema: "dunlin.broker.Change",
         }),
+        Topic::Partials => Some(Labels {
+            tenant: "",
+            device: "",
+            content_type: "application/octet-stream",
+            schema: "dunlin.pipeline.Partial",
+        }),
         Topic::Commands | Topic::CommandReplies => None,
     }
 }

@@ -1,5 +1,6 @@
 //! The platform in one process: open the stores, start what works on them, open the doors; and the same backwards.
 
+mod checkpoints; // of the rules
 mod directory; // the gateway's "who is this?"
 mod ending; // that a stop has an end
 mod first_start; // what a new data directory is given

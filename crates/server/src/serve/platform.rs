@@ -11,7 +11,7 @@ use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, 
 use dunlin_gateway::{Access, GatewayView};
 use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
 use dunlin_model::{DeviceId, TenantId};
-use dunlin_pipeline::{PipelineView, RejectedView, StoreView};
+use dunlin_pipeline::{CheckpointStatus, PipelineView, RejectedView, Status, StoreView};
 use dunlin_tsdb::Tsdb;
 use futures::future::{BoxFuture, FutureExt};
 use prometheus_client::{
@@ -54,6 +54,8 @@ impl Platform for ServerPlatform {
 
     fn status(&self) -> StatusView {
         let alerts = Partition::new(Topic::Alerts, 0);
+        let partials = Partition::new(Topic::Partials, 0);
+        let rules = self.rules.status();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -61,7 +63,11 @@ impl Platform for ServerPlatform {
             connections: self.gateway.connections(),
             stages: vec![
                 self.stage("store", partitions(&*self.journal), |at| self.tsdb.position(at)),
-                self.stage("rules", partitions(&*self.journal), |at| self.rules.position(at.index)),
+                self.rules_stage(&rules),
+                StageStatus {
+                    problems: problem_of("groups", &rules.groups.checkpoint).into_iter().collect(),
+                    ..self.stage("groups", [partials], |_| Some(rules.groups.position))
+                },
                 self.stage("alerting", [alerts], |at| self.journal.position(ALERTING, at)),
             ],
         }
@@ -123,12 +129,36 @@ impl ServerPlatform {
             .map(|at| {
                 let extent = self.journal.extent(at);
                 let position = position(at).unwrap_or(extent.oldest);
-                PartitionStatus { partition: at.to_string(), position: position.0, end: extent.next.0 }
+                PartitionStatus {
+                    partition: at.to_string(),
+                    position: position.0,
+                    end: extent.next.0,
+                    checkpoint: None,
+                    watermark: None,
+                }
             })
             .collect();
         let lag = partitions.iter().map(|p| p.end.saturating_sub(p.position)).sum();
-        StageStatus { stage, lag, partitions }
+        StageStatus { stage, lag, problems: Vec::new(), partitions }
     }
+
+    fn rules_stage(&self, rules: &Status) -> StageStatus {
+        let of = |at: Partition| rules.partitions.get(usize::from(at.index));
+        let mut stage = self.stage("rules", partitions(&*self.journal), |at| Some(of(at)?.position));
+        for (shown, partition) in stage.partitions.iter_mut().zip(&rules.partitions) {
+            shown.checkpoint = partition.checkpoint.position.map(|position| position.0);
+            shown.watermark = partition.watermark.map(|watermark| watermark.to_string());
+        }
+        let problems = rules.partitions.iter().zip(0..);
+        stage.problems = problems
+            .filter_map(|(partition, n)| problem_of(&format!("partition {n}"), &partition.checkpoint))
+            .collect();
+        stage
+    }
+}
+
+fn problem_of(what: &str, checkpoint: &CheckpointStatus) -> Option<String> {
+    checkpoint.problem.as_ref().map(|problem| format!("{what}: checkpoint: {problem}"))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -196,8 +196,11 @@ fn summary(rule: &Rule) -> RuleSummary {
     RuleSummary {
         name: rule.name.to_string(),
         severity: rule.severity(),
-        condition: rule.words().to_string(),
-        levels: rule.levels[1..].iter().map(|level| (level.severity, level.words.to_string())).collect(),
+        condition: rule.told().words().to_string(),
+        levels: rule.told().levels[1..]
+            .iter()
+            .map(|level| (level.severity, level.words.to_string()))
+            .collect(),
         devices: rule.devices.to_string(),
         device_type: rule.device_type.as_deref().map(Into::into),
         description: rule.description.clone(),

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry as Metrics;
 use tokio::task::JoinHandle;
 
 use super::{
+    checkpoints,
     directory::RegistryDirectory,
     ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
@@ -93,6 +94,7 @@ impl Running {
             journal.clone(),
             inflow.clone(),
             all_rules,
+            checkpoints::open(&config.pipeline.checkpoints, &config.data, environment())?,
             &config.data,
             clock.clone(),
             &mut metrics,
@@ -265,6 +267,12 @@ impl Stores {
         let failed = |error| Failure::Failed(format!("flush the store: {}", chain(&error)));
         flushed.unwrap_or(Ok(())).map_err(failed)
     }
+}
+
+/// What can be read of the environment.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Looks at the files of the certificates from time to time.

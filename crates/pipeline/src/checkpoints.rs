@@ -1,0 +1,393 @@
+//! Checkpoints in an object store, which may be a local directory.
+//!
+//! `PARTITIONS-PARTITION/SEQUENCE.ckpt`, one object each:
+//! `DLCK` | version u8 | xxh3 of the rest, u64 LE | postcard of (sequence of the base, position, state)
+//!
+//! A checkpoint is one object, so it is there as a whole or not at all: the position and the state it belongs to. It
+//! is whole, a base, or holds what changed since the one before it; a start reads the newest base and all that follow
+//! it. One that cannot be read ends the chain before it, and the run goes on from there. After a failed write the next
+//! is a base. What two bases have made needless is deleted.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use dunlin_journal::Offset;
+use dunlin_model::chain;
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path as Key};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::task::JoinHandle;
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 4] = b"DLCK";
+const VERSION: u8 = 4;
+const HEAD_BYTES: usize = 13;
+const ENDING: &str = ".ckpt";
+/// Objects of one chain: a start reads them all.
+const CHAIN_MAX: u64 = 256;
+/// An object store that hangs must not hold back the next try for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Says for how many partitions the checkpoints are.
+const LAYOUT: &str = "layout";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{0:?} is no place for checkpoints: a directory, or the URL of an object store")]
+    NoPlace(String),
+    #[error("checkpoint {key}")]
+    Store { key: String, source: object_store::Error },
+    #[error("write {path} through")]
+    Sync { path: PathBuf, source: std::io::Error },
+    #[error("checkpoint {key} is not one of version {VERSION}")]
+    Foreign { key: String },
+    #[error("checkpoint {key} is damaged")]
+    Damaged { key: String },
+    #[error("no answer for {} s", WRITE_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// Where all checkpoints are. Clones are one.
+#[derive(Debug, Clone)]
+pub struct CheckpointStore {
+    store: Arc<dyn ObjectStore>,
+    prefix: Key,
+    /// Of a local store: what is written there is synced by hand.
+    root: Option<PathBuf>,
+}
+
+impl CheckpointStore {
+    /// In a directory, which is made if it is not there.
+    pub fn local(dir: &Path) -> Result<Self, CheckpointError> {
+        let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::canonicalize(dir));
+        let root = made.map_err(|source| CheckpointError::Sync { path: dir.into(), source })?;
+        let store = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|source| CheckpointError::Store { key: dir.display().to_string(), source })?;
+        Ok(Self { store: Arc::new(store), prefix: Key::default(), root: Some(root) })
+    }
+
+    /// At a URL of an object store that the build knows; its credentials, region and endpoint as options.
+    pub fn at(
+        url: &str,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, CheckpointError> {
+        let no_place = || CheckpointError::NoPlace(url.into());
+        let parsed = url::Url::parse(url).map_err(|_| no_place())?;
+        if let ("file", Ok(dir)) = (parsed.scheme(), parsed.to_file_path()) {
+            return Self::local(&dir);
+        }
+        let (store, prefix) = object_store::parse_url_opts(&parsed, options)
+            .map_err(|source| CheckpointError::Store { key: url.into(), source })?;
+        Ok(Self { store: store.into(), prefix, root: None })
+    }
+
+    /// On any object store.
+    pub fn on(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, prefix: Key::default(), root: None }
+    }
+
+    fn key(&self, name: &str) -> Key {
+        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+    }
+
+    /// For how many partitions the checkpoints are; `None`: there are none yet.
+    pub(crate) async fn layout(&self) -> Result<Option<u16>, CheckpointError> {
+        match self.get(LAYOUT).await {
+            Ok(bytes) => {
+                let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+                number.map(Some).ok_or_else(|| CheckpointError::Damaged { key: LAYOUT.into() })
+            }
+            Err(CheckpointError::Store { source: object_store::Error::NotFound { .. }, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn set_layout(&self, partitions: u16) -> Result<(), CheckpointError> {
+        self.put(LAYOUT, partitions.to_string().into_bytes()).await
+    }
+
+    /// Deletes all chains of another number of partitions.
+    pub(crate) async fn forget_layout(&self, partitions: u16) -> Result<(), CheckpointError> {
+        for partition in 0..partitions {
+            let chain = Chain::of(self, partitions, partition);
+            for sequence in chain.sequences().await? {
+                chain.delete(sequence).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn get(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let failed = |source| CheckpointError::Store { key: name.into(), source };
+        let found = self.store.get(&self.key(name)).await.map_err(failed)?;
+        Ok(found.bytes().await.map_err(failed)?.into())
+    }
+
+    /// Durable once this returns.
+    async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), CheckpointError> {
+        let put = async {
+            self.store
+                .put(&self.key(name), PutPayload::from(bytes))
+                .await
+                .map_err(|source| CheckpointError::Store { key: name.into(), source })?;
+            let Some(root) = self.root.clone() else { return Ok(()) };
+            let path = root.join(name);
+            let synced = {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || {
+                    File::open(&path)?.sync_all()?;
+                    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+                })
+            };
+            match synced.await {
+                Ok(done) => done.map_err(|source| CheckpointError::Sync { path, source }),
+                Err(_) => Err(CheckpointError::Timeout),
+            }
+        };
+        tokio::time::timeout(WRITE_TIMEOUT, put).await.unwrap_or(Err(CheckpointError::Timeout))
+    }
+}
+
+/// The checkpoints of one partition.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    store: CheckpointStore,
+    name: String,
+}
+
+/// A chain as it was found: its states, the oldest first, and what they belong to.
+pub(crate) struct Found<S> {
+    pub(crate) position: Offset,
+    pub(crate) states: Vec<S>,
+}
+
+impl Chain {
+    pub(crate) fn of(store: &CheckpointStore, partitions: u16, partition: u16) -> Self {
+        Self { store: store.clone(), name: format!("{partitions}-{partition}") }
+    }
+
+    /// One that is no partition's of telemetry.
+    pub(crate) fn named(store: &CheckpointStore, name: &str) -> Self {
+        Self { store: store.clone(), name: name.into() }
+    }
+
+    fn object(&self, sequence: u64) -> String {
+        format!("{}/{sequence:020}{ENDING}", self.name)
+    }
+
+    /// Growing.
+    async fn sequences(&self) -> Result<Vec<u64>, CheckpointError> {
+        let prefix = self.store.key(&self.name);
+        let failed = |source| CheckpointError::Store { key: self.name.clone(), source };
+        let listed: Vec<_> = self.store.store.list(Some(&prefix)).try_collect().await.map_err(failed)?;
+        let sequence = |key: &Key| key.filename()?.strip_suffix(ENDING)?.parse().ok();
+        let mut sequences: Vec<u64> = listed.iter().filter_map(|object| sequence(&object.location)).collect();
+        sequences.sort_unstable();
+        Ok(sequences)
+    }
+
+    async fn delete(&self, sequence: u64) -> Result<(), CheckpointError> {
+        let key = self.object(sequence);
+        match self.store.store.delete(&self.store.key(&key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(CheckpointError::Store { key, source }),
+        }
+    }
+
+    /// The newest chain that can be read, and the writer that goes on after it. What cannot be read is told and passed.
+    pub(crate) async fn load<S: DeserializeOwned>(
+        &self,
+    ) -> Result<(Option<Found<S>>, Writer), CheckpointError> {
+        let sequences = self.sequences().await?;
+        // One number is left out: a run before this one may have something under way.
+        let next = sequences.last().map_or(0, |last| last + 2);
+        let writer = Writer::new(self.clone(), next);
+        let mut read = BTreeMap::<u64, (u64, Offset, S)>::new();
+        for newest in sequences.iter().rev() {
+            match self.chain_to(*newest, &mut read).await {
+                Ok(base) => {
+                    let mut chain = read.split_off(&base);
+                    chain.split_off(&(newest + 1));
+                    let position = chain[newest].1;
+                    let states = chain.into_values().map(|(_, _, state)| state).collect();
+                    return Ok((Some(Found { position, states }), writer));
+                }
+                // A store that does not answer has not lost anything.
+                Err(error @ CheckpointError::Store { .. }) if !is_not_found(&error) => return Err(error),
+                Err(error) => {
+                    tracing::error!(
+                        chain = self.name,
+                        sequence = newest,
+                        error = chain(&error),
+                        "checkpoint not usable; going on from one before it"
+                    );
+                }
+            }
+        }
+        Ok((None, writer))
+    }
+
+    /// Reads what the checkpoint needs; the sequence of its base.
+    async fn chain_to<S: DeserializeOwned>(
+        &self,
+        newest: u64,
+        read: &mut BTreeMap<u64, (u64, Offset, S)>,
+    ) -> Result<u64, CheckpointError> {
+        let mut sequence = newest;
+        let mut base = None;
+        loop {
+            if let Entry::Vacant(unread) = read.entry(sequence) {
+                let object = self.object(sequence);
+                unread.insert(decode(&object, &self.store.get(&object).await?)?);
+            }
+            let of = read[&sequence].0;
+            let base = *base.get_or_insert(of);
+            match sequence {
+                s if s == base => return Ok(base),
+                // The chain is another's, or begins after itself.
+                s if of != base || s < base => {
+                    return Err(CheckpointError::Damaged { key: self.object(s) });
+                }
+                s => sequence = s - 1,
+            }
+        }
+    }
+}
+
+fn is_not_found(error: &CheckpointError) -> bool {
+    matches!(error, CheckpointError::Store { source: object_store::Error::NotFound { .. }, .. })
+}
+
+fn decode<S: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<(u64, Offset, S), CheckpointError> {
+    let damaged = || CheckpointError::Damaged { key: key.into() };
+    let (head, body) = bytes.split_first_chunk::<HEAD_BYTES>().ok_or_else(damaged)?;
+    if head[..4] != *MAGIC || head[4] != VERSION {
+        return Err(CheckpointError::Foreign { key: key.into() });
+    }
+    if head[5..] != xxh3_64(body).to_le_bytes() {
+        return Err(damaged());
+    }
+    let (base, position, state) = postcard::from_bytes::<(u64, u64, S)>(body).map_err(|_| damaged())?;
+    Ok((base, Offset(position), state))
+}
+
+fn encode(base: u64, position: Offset, state: &impl Serialize) -> Vec<u8> {
+    let bytes = vec![0; HEAD_BYTES];
+    // Writing into memory does not fail; an object that is cut would not be read.
+    let mut bytes = postcard::to_extend(&(base, position.0, state), bytes).unwrap_or_default();
+    bytes.resize(bytes.len().max(HEAD_BYTES), 0);
+    let sum = xxh3_64(&bytes[HEAD_BYTES..]);
+    bytes[..4].copy_from_slice(MAGIC);
+    bytes[4] = VERSION;
+    bytes[5..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// Writes one checkpoint after the other, beside the work.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    chain: Chain,
+    next: u64,
+    base: Option<u64>,
+    /// The one before.
+    base_before: Option<u64>,
+    base_bytes: u64,
+    chain_bytes: u64,
+    under_way: Option<UnderWay>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    sequence: u64,
+    position: Offset,
+    bytes: u64,
+    is_whole: bool,
+    task: JoinHandle<Result<(), CheckpointError>>,
+}
+
+/// A checkpoint that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) position: Offset,
+    pub(crate) bytes: u64,
+    pub(crate) is_whole: bool,
+}
+
+impl Writer {
+    fn new(chain: Chain, next: u64) -> Self {
+        Self { chain, next, base: None, base_before: None, base_bytes: 0, chain_bytes: 0, under_way: None }
+    }
+
+    /// Whether the next has to be whole.
+    pub(crate) fn is_whole_due(&self) -> bool {
+        let Some(base) = self.base else { return true };
+        self.chain_bytes > self.base_bytes || self.next - base >= CHAIN_MAX
+    }
+
+    pub(crate) fn is_writing(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Begins to write what changed since the one before, or if it `is_whole` everything. One at a time.
+    pub(crate) fn begin(&mut self, position: Offset, is_whole: bool, state: &impl Serialize) {
+        debug_assert!(self.under_way.is_none() && (is_whole || self.base.is_some()));
+        let sequence = self.next;
+        self.next += 1;
+        let base = self.base.filter(|_| !is_whole).unwrap_or(sequence);
+        let bytes = encode(base, position, state);
+        let len = bytes.len() as u64;
+        let (store, object) = (self.chain.store.clone(), self.chain.object(sequence));
+        let task = tokio::spawn(async move { store.put(&object, bytes).await });
+        self.under_way = Some(UnderWay { sequence, position, bytes: len, is_whole, task });
+    }
+
+    /// What became of the one under way, once it is over; `None` while it is not, or there is none.
+    pub(crate) async fn ended(&mut self) -> Option<Result<Written, CheckpointError>> {
+        match &self.under_way {
+            Some(under_way) if under_way.task.is_finished() => self.finished().await,
+            _ => None,
+        }
+    }
+
+    /// Waits for the one under way, if there is one.
+    pub(crate) async fn finished(&mut self) -> Option<Result<Written, CheckpointError>> {
+        let UnderWay { sequence, position, bytes, is_whole, task } = self.under_way.take()?;
+        let done = task.await.unwrap_or(Err(CheckpointError::Timeout));
+        if let Err(error) = done {
+            // Whether it is there is not known, and what it holds is in no other.
+            self.base = None;
+            return Some(Err(error));
+        }
+        if is_whole {
+            self.base_before = self.base.replace(sequence);
+            (self.base_bytes, self.chain_bytes) = (bytes, 0);
+            // One chain is kept to go back to.
+            if let Some(before) = self.base_before {
+                self.delete_before(before).await;
+            }
+        } else {
+            self.chain_bytes += bytes;
+        }
+        Some(Ok(Written { position, bytes, is_whole }))
+    }
+
+    /// What is left over costs room and nothing else.
+    async fn delete_before(&self, sequence: u64) {
+        let deleted = async {
+            for old in self.chain.sequences().await?.into_iter().filter(|old| *old < sequence) {
+                self.chain.delete(old).await?;
+            }
+            Ok::<(), CheckpointError>(())
+        };
+        if let Err(error) = deleted.await {
+            tracing::warn!(chain = self.chain.name, error = chain(&error), "old checkpoints not deleted");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
