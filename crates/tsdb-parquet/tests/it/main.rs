@@ -2,6 +2,7 @@ mod lab;
 
 mod conformance;
 mod dedup;
+mod expressions;
 mod maintenance;
 mod model;
 mod sql;
