@@ -4,6 +4,7 @@
 #   setup.sh test    that, and what the tests need; prints nothing but where the test tools are
 #   setup.sh fuzz    what building needs, and cargo-fuzz; prints nothing but the directory it is in
 #   setup.sh kafka   what a Kafka broker needs; prints where its jars are
+#   setup.sh flink   what the benchmarks' Flink job needs; prints where its jars and classes are
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
@@ -110,6 +111,21 @@ kafka_jars() {
   echo "$dir"
 }
 
+# Apache Flink in one process, from Maven Central, and the job compiled against it.
+flink_job() {
+  local dir=$cache/flink-$(cat "$here"/bench/flink/* | sha256sum | cut -c1-16)
+  if [ ! -d "$dir" ]; then
+    mkdir -p "$cache"
+    local new
+    new=$(mktemp -d "$dir.XXXX")
+    mvn -B -q -f "$here/bench/flink/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+      -DoutputDirectory="$new" >&2
+    javac -cp "$new/*" -d "$new" "$here/bench/flink/Windows.java" >&2
+    mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
+  fi
+  echo "$dir"
+}
+
 need_kafka() {
   need openssl openssl
   need java default-jre-headless
@@ -161,8 +177,14 @@ case ${1-} in
     install_missing
     kafka_jars
     ;;
+  flink)
+    need javac default-jdk-headless
+    need mvn maven
+    install_missing
+    flink_job
+    ;;
   *)
-    sed -n '2,6s/^# *//p' "$0" >&2
+    sed -n '2,7s/^# *//p' "$0" >&2
     exit 2
     ;;
 esac

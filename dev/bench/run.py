@@ -394,6 +394,52 @@ def bytes_per_reading():
     return "bytes on disk per stored reading, after compaction", line.split()[-1], "2.0", "1.0", line.strip()
 
 
+def last_number(out, start):
+    """The first number of the line that begins so."""
+    line = next(line for line in out.splitlines() if line.startswith(start))
+    return float(re.search(r"-?[\d.]+", line[len(start):]).group())
+
+
+def flink(events, keys):
+    job = subprocess.run([ROOT / "dev/setup.sh", "flink"], check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["java", "-Xms2g", "-Xmx2g", "-XX:+UseParallelGC", "--add-opens", "java.base/java.util=ALL-UNNAMED",
+                           "-cp", f"{job}/*:{job}", "Windows", str(events), str(keys)],
+                          capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[0])
+
+
+def windows(events=10_000_000, keys=10_000):
+    """Flink has the whole machine at parallelism 1, its source and its windows threads of their own; ours is one thread."""
+    ours, arrays, theirs = [], [], []
+    for _ in range(ROUNDS):
+        out = example("windows_bench", events, keys)
+        ours.append(last_number(out, "engine") * 1e6)
+        arrays.append(last_number(out, "array loop") * 1e6)
+        theirs.append(flink(events, keys))
+        say(f"windows: engine {ours[-1]:.0f}/s, array loop {arrays[-1]:.0f}/s, Flink {theirs[-1]:.0f}/s")
+    against_flink, raw = median_ratio(ours, theirs)
+    a, b = statistics.median(ours), statistics.median(arrays)
+    return ("1 s tumbling avg, max and count, 10 k keys, event time: events/s on one core / Flink 2.2 at parallelism 1; / array loop",
+            f"{against_flink}; {a / b:.3f}", "10; 0.05", "30; 0.10", f"{raw}; {a:.0f} / {b:.0f}")
+
+
+def checkpoints():
+    out = example("checkpoints_bench")
+    without, every = (last_number(out, start) for start in ("without", "every second"))
+    return ("throughput of the rules lost to a checkpoint every second, 10 k devices", f"{last_number(out, 'lost'):.1f} %", "5 %", "2 %",
+            f"{every:.2f} / {without:.2f} M records/s")
+
+
+def rule_evaluations():
+    rates = []
+    for _ in range(ROUNDS):
+        out = example("many_rules_bench")
+        line = next(line for line in out.splitlines() if "evaluations/s" in line)
+        rates.append(float(line.split()[0]))
+    return ("threshold-rule evaluations/s per core with 10 k rules", f"{statistics.median(rates):.1f} M", "1 M", "5 M",
+            " ".join(f"{rate:.1f}" for rate in rates))
+
+
 def median_ratio(ours, theirs):
     a, b = statistics.median(ours), statistics.median(theirs)
     return f"{a / b:.2f}", f"{a:.0f} / {b:.0f}"
@@ -740,7 +786,7 @@ def alerts_absorbed(devices=250, rules=200):
 
 FIGURES = {f.__name__: f for f in (null_sink, durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
                                    tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
-                                   http_or_mqtt, alert_latency, alerts_absorbed)}
+                                   http_or_mqtt, alert_latency, alerts_absorbed, windows, checkpoints, rule_evaluations)}
 
 
 def main():

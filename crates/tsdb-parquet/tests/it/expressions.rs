@@ -1,7 +1,7 @@
 //! A rule's expression and a query's WHERE are one text: the rules' evaluator and DataFusion say the same of it.
 //!
 //! Left out is what docs/rules.md leaves out: what is no number (NaN, and zero with a sign), `greatest` and `least` of
-//! NULLs, and where DataFusion ends the query and a rule goes on with NULL.
+//! NULLs, `IN` lists that are not of constants, and where DataFusion ends the query and a rule goes on with NULL.
 
 use std::sync::{Arc, LazyLock};
 
@@ -127,9 +127,10 @@ fn sql(of: Of, depth: u32) -> BoxedStrategy<String> {
             1 => (number(), select(&["IS NULL", "IS NOT NULL"])).prop_map(|(a, is)| format!("({a} {is})")),
             1 => (part(Of::Bigint), select(&["", "NOT "]), part(Of::Bigint), part(Of::Bigint))
                 .prop_map(|(a, not, low, high)| format!("({a} {not}BETWEEN {low} AND {high})")),
-            1 => (part(Of::Text), select(&["", "NOT "]), part(Of::Text), part(Of::Text))
-                .prop_map(|(a, not, one, two)| format!("({a} {not}IN ({one}, {two}, 'start'))")),
-            1 => (part(Of::Bigint), select(&["", "NOT "]), part(Of::Bigint))
+            // Of constants: among others, DataFusion takes a NULL for something else.
+            1 => (part(Of::Text), select(&["", "NOT "]), select(&["'run'", "''", "'käfer'"]))
+                .prop_map(|(a, not, one)| format!("({a} {not}IN ({one}, 'start'))")),
+            1 => (part(Of::Bigint), select(&["", "NOT "]), select(&["0", "1", "-2"]))
                 .prop_map(|(a, not, one)| format!("({a} {not}IN ({one}, 3))")),
             1 => (part(Of::Text), select(&["", "NOT "]), select(&["r%", "%n", "_un", "%", "", "k_fer", "%a%"]))
                 .prop_map(|(a, not, pattern)| format!("({a} {not}LIKE '{pattern}')")),

@@ -20,7 +20,8 @@ async fn a_tenant_without_data_has_its_tables() {
     assert_eq!(number(&store, "select count(value) from Readings").await, 0);
     let readings = store.sql(&tenant("default"), "SELECT * FROM readings", LIMITS).await.expect("readings");
     let columns: Vec<_> = readings.schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let expected = ["tenant", "device", "device_type", "metric", "time", "value", "text", "received_at"];
+    let expected =
+        ["tenant", "device", "device_type", "metric", "time", "value", "text", "received_at", "weight"];
     assert_eq!(columns, expected);
 }
 
