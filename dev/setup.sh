@@ -4,6 +4,7 @@
 #   setup.sh test    that, and what the tests need; prints nothing but where the test tools are
 #   setup.sh fuzz    what building needs, and cargo-fuzz; prints nothing but the directory it is in
 #   setup.sh kafka   what a Kafka broker needs; prints where its jars are
+#   setup.sh s3      an S3 server; prints the directory it is in
 #   setup.sh flink   what the benchmarks' Flink job needs; prints where its jars and classes are
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -69,6 +70,14 @@ cargo_fuzz() {
   local dir=$cache/cargo-fuzz-0.13.2
   [ -x "$dir/bin/cargo-fuzz" ] ||
     cargo install cargo-fuzz --version "${dir##*-}" --locked --quiet --root "$dir" >&2
+  echo "$dir/bin"
+}
+
+# An S3 server, as a crate. Built without optimising: it is there to be right.
+s3_server() {
+  local dir=$cache/s3s-fs-0.14.1
+  [ -x "$dir/bin/s3s-fs" ] ||
+    cargo install s3s-fs --version "${dir##*-}" --features binary --locked --debug --quiet --root "$dir" >&2
   echo "$dir/bin"
 }
 
@@ -162,6 +171,7 @@ case ${1-} in
     rust_lints
     mkdir -p "$cache"
     kafka_jars >/dev/null
+    s3_server >/dev/null
     echo "DUNLIN_TEST_VENV=$(venv)"
     echo "DUNLIN_TEST_NODE=$(node_modules)"
     ;;
@@ -177,6 +187,13 @@ case ${1-} in
     install_missing
     kafka_jars
     ;;
+  s3)
+    need c++ build-essential
+    install_missing
+    rust
+    mkdir -p "$cache"
+    s3_server
+    ;;
   flink)
     need javac default-jdk-headless
     need mvn maven
@@ -184,7 +201,7 @@ case ${1-} in
     flink_job
     ;;
   *)
-    sed -n '2,7s/^# *//p' "$0" >&2
+    sed -n '2,8s/^# *//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -19,7 +19,10 @@ use std::{
 use dunlin_journal::Offset;
 use dunlin_model::chain;
 use futures::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path as Key};
+use object_store::{
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig,
+    aws::AmazonS3Builder, local::LocalFileSystem, path::Path as Key,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
@@ -32,12 +35,16 @@ const ENDING: &str = ".ckpt";
 const CHAIN_MAX: u64 = 256;
 /// An object store that hangs must not hold back the next try for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// One request. Who asks tries again by itself, and wants to be told what is wrong before.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_RETRIES: usize = 3;
 /// Says for how many partitions the checkpoints are.
 const LAYOUT: &str = "layout";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("{0:?} is no place for checkpoints: a directory, or the URL of an object store")]
+    #[error("{0:?} is no place for checkpoints: a directory, or s3://BUCKET/PREFIX")]
     NoPlace(String),
     #[error("checkpoint {key}")]
     Store { key: String, source: object_store::Error },
@@ -70,19 +77,38 @@ impl CheckpointStore {
         Ok(Self { store: Arc::new(store), prefix: Key::default(), root: Some(root) })
     }
 
-    /// At a URL of an object store that the build knows; its credentials, region and endpoint as options.
+    /// At `s3://BUCKET/PREFIX` or `file:///DIRECTORY`. `options` are those of S3 by their usual names, `aws_endpoint` and
+    /// so on; others are passed over.
     pub fn at(
         url: &str,
         options: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, CheckpointError> {
         let no_place = || CheckpointError::NoPlace(url.into());
         let parsed = url::Url::parse(url).map_err(|_| no_place())?;
-        if let ("file", Ok(dir)) = (parsed.scheme(), parsed.to_file_path()) {
-            return Self::local(&dir);
+        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|_| no_place())?;
+        match scheme {
+            ObjectStoreScheme::Local => Self::local(&parsed.to_file_path().map_err(|()| no_place())?),
+            ObjectStoreScheme::AmazonS3 => {
+                let known = options.into_iter().filter_map(|(name, value)| Some((name.parse().ok()?, value)));
+                let builder = AmazonS3Builder::new()
+                    .with_url(url)
+                    .with_client_options(
+                        ClientOptions::new()
+                            .with_timeout(REQUEST_TIMEOUT)
+                            .with_connect_timeout(CONNECT_TIMEOUT),
+                    )
+                    .with_retry(RetryConfig {
+                        backoff: BackoffConfig::default(),
+                        max_retries: REQUEST_RETRIES,
+                        retry_timeout: REQUEST_TIMEOUT,
+                    });
+                let builder = known.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+                let store =
+                    builder.build().map_err(|source| CheckpointError::Store { key: url.into(), source })?;
+                Ok(Self { store: Arc::new(store), prefix, root: None })
+            }
+            _ => Err(no_place()),
         }
-        let (store, prefix) = object_store::parse_url_opts(&parsed, options)
-            .map_err(|source| CheckpointError::Store { key: url.into(), source })?;
-        Ok(Self { store: store.into(), prefix, root: None })
     }
 
     /// On any object store.
@@ -254,6 +280,18 @@ impl Chain {
                 }
                 s => sequence = s - 1,
             }
+        }
+    }
+}
+
+impl CheckpointError {
+    /// The store has answered, and will not answer otherwise if it is asked again.
+    pub(crate) fn is_final(&self) -> bool {
+        use object_store::Error::{PermissionDenied, Unauthenticated};
+        match self {
+            Self::Store { source, .. } => matches!(source, PermissionDenied { .. } | Unauthenticated { .. }),
+            Self::NoPlace(_) | Self::Damaged { .. } | Self::Foreign { .. } => true,
+            Self::Sync { .. } | Self::Timeout => false,
         }
     }
 }

@@ -4,15 +4,21 @@
 //! parted by slot and kept for the new partitions; then it is noted that these hold. Cut anywhere before that note, it
 //! begins anew from the old ones.
 
+use std::time::{Duration, Instant};
+
 use dunlin_journal::{Offset, Partition, Topic};
 use dunlin_model::chain;
 
 use super::{Rules, StartError};
 use crate::{
-    checkpoints::{Chain, CheckpointStore},
-    consumer::Stop,
+    checkpoints::{Chain, CheckpointError, CheckpointStore},
+    consumer::{Backoff, Stop},
     engine::State,
 };
+
+/// How long a start waits for a store that does not answer: nobody may append before it is known whether something has
+/// to move.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Makes the checkpoints fit `partitions`. `reader` makes what reads one partition of so many.
 pub(super) fn take_up(
@@ -26,7 +32,7 @@ pub(super) fn take_up(
             .build()
             .map_err(|source| StartError::Thread { what: "checkpoints".into(), source })?;
         runtime.block_on(async {
-            match checkpoints.layout().await? {
+            match found(checkpoints).await? {
                 Some(found) if found == partitions => {}
                 None => checkpoints.set_layout(partitions).await?,
                 Some(from) => {
@@ -49,6 +55,24 @@ pub(super) fn take_up(
         let source = std::io::Error::other(format!("panicked: {words}"));
         Err(StartError::Thread { what: "checkpoints".into(), source })
     })
+}
+
+async fn found(checkpoints: &CheckpointStore) -> Result<Option<u16>, CheckpointError> {
+    let (began, mut backoff) = (Instant::now(), Backoff::default());
+    loop {
+        match checkpoints.layout().await {
+            Err(error) if !error.is_final() && began.elapsed() < WAIT_MAX => {
+                let pause = backoff.next();
+                tracing::error!(
+                    error = chain(&error),
+                    ?pause,
+                    "checkpoints cannot be read; waiting for them"
+                );
+                tokio::time::sleep(pause).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 async fn move_slots(
