@@ -5,7 +5,7 @@
 #   setup.sh fuzz    what building needs, and cargo-fuzz; prints nothing but the directory it is in
 #   setup.sh kafka   what a Kafka broker needs; prints where its jars are
 #   setup.sh s3      an S3 server; prints the directory it is in
-#   setup.sh flink   what the benchmarks' Flink job needs; prints where its jars and classes are
+#   setup.sh flink   what the Flink jobs of tests and benchmarks need; prints where their jars and classes are
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
@@ -120,16 +120,16 @@ kafka_jars() {
   echo "$dir"
 }
 
-# Apache Flink in one process, from Maven Central, and the job compiled against it.
-flink_job() {
-  local dir=$cache/flink-$(cat "$here"/bench/flink/* | sha256sum | cut -c1-16)
+# Apache Flink in one process, from Maven Central, and the jobs compiled against it.
+flink_jobs() {
+  local dir=$cache/flink-$(cat "$here"/services/flink/* | sha256sum | cut -c1-16)
   if [ ! -d "$dir" ]; then
     mkdir -p "$cache"
     local new
     new=$(mktemp -d "$dir.XXXX")
-    mvn -B -q -f "$here/bench/flink/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+    mvn -B -q -f "$here/services/flink/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
       -DoutputDirectory="$new" >&2
-    javac -cp "$new/*" -d "$new" "$here/bench/flink/Windows.java" >&2
+    javac -cp "$new/*" -d "$new" "$here"/services/flink/*.java >&2
     mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
   fi
   echo "$dir"
@@ -164,6 +164,7 @@ case ${1-} in
     need node nodejs
     need npm npm
     need_kafka
+    need javac default-jdk-headless
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     install_missing
@@ -172,6 +173,7 @@ case ${1-} in
     mkdir -p "$cache"
     kafka_jars >/dev/null
     s3_server >/dev/null
+    flink_jobs >/dev/null
     echo "DUNLIN_TEST_VENV=$(venv)"
     echo "DUNLIN_TEST_NODE=$(node_modules)"
     ;;
@@ -198,7 +200,7 @@ case ${1-} in
     need javac default-jdk-headless
     need mvn maven
     install_missing
-    flink_job
+    flink_jobs
     ;;
   *)
     sed -n '2,8s/^# *//p' "$0" >&2

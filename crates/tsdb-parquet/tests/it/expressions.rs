@@ -240,3 +240,32 @@ fn where_a_query_ends_a_rule_goes_on_with_null() {
         assert!(queried(text, &row).is_err(), "{text}");
     }
 }
+
+#[test]
+fn queries_say_what_the_file_of_what_is_alike_says() {
+    fn read<T: std::str::FromStr>(text: &str) -> Option<T> {
+        (text != "NULL").then(|| text.parse().unwrap_or_else(|_| panic!("{text}")))
+    }
+    let mut rows = Vec::new();
+    for line in include_str!("../../../pipeline/src/rules/expression/alike.tsv").lines() {
+        if let Some(row) = line.strip_prefix("> ") {
+            let [x, y, i, j, b, c, s, t] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
+            rows.push(Row {
+                doubles: [read(x), read(y)],
+                integers: [read(i), read(j)],
+                booleans: [read(b), read(c)],
+                texts: [read(s), read(t)],
+            });
+        } else if let Some((text, verdicts)) = line.split_once('\t') {
+            assert_eq!(verdicts.len(), rows.len(), "{text}");
+            for (row, verdict) in rows.iter().zip(verdicts.chars()) {
+                let said = match queried(text, row) {
+                    Ok(holds) => holds.map_or('N', |holds| if holds { 'T' } else { 'F' }),
+                    // A query ends where a rule goes on with NULL.
+                    Err(_) => 'N',
+                };
+                assert_eq!(said, verdict, "{text} of {row:?}");
+            }
+        }
+    }
+}

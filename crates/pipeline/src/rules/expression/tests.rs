@@ -1,3 +1,4 @@
+use expect_test::expect_file;
 use proptest::prelude::*;
 
 use super::*;
@@ -39,6 +40,44 @@ fn says_what_sql_says() {
         "ln(exp(temperature)) > 80 AND atan2(count, count) < 1",
     ] {
         assert_eq!(holds(text), Some(true), "{text}");
+    }
+}
+
+/// DataFusion and Flink are asked the same of this file elsewhere.
+#[test]
+fn says_what_the_file_of_what_is_alike_says() {
+    let file = include_str!("alike.tsv");
+    let mut rows = Vec::<Vec<Option<Scalar>>>::new();
+    let mut said = String::new();
+    for line in file.lines() {
+        if let Some(row) = line.strip_prefix("> ") {
+            let values = row.split('\t').zip("xyijbcst".chars());
+            rows.push(values.map(|(text, of)| (text != "NULL").then(|| value_of(of, text))).collect());
+        }
+        let is_expression = !line.starts_with(['>', '#']);
+        let text = line.split('\t').next().unwrap_or_default();
+        said.push_str(if is_expression { text } else { line });
+        if is_expression {
+            let expression = Expression::parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
+            let verdict = |row: &Vec<Option<Scalar>>| {
+                let value = |metric: &str| row["xyijbcst".find(metric)?].clone();
+                let values: Vec<_> = expression.metrics().iter().map(|metric| value(metric)).collect();
+                expression.holds(&values).map_or('N', |holds| if holds { 'T' } else { 'F' })
+            };
+            said.push('\t');
+            said.extend(rows.iter().map(verdict));
+        }
+        said.push('\n');
+    }
+    expect_file!["alike.tsv"].assert_eq(&said);
+}
+
+fn value_of(metric: char, text: &str) -> Scalar {
+    match metric {
+        'x' | 'y' => Scalar::F64(text.parse().unwrap()),
+        'i' | 'j' => Scalar::I64(text.parse().unwrap()),
+        'b' | 'c' => Scalar::Bool(text.parse().unwrap()),
+        _ => Scalar::Text(text.into()),
     }
 }
 
