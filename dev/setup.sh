@@ -12,6 +12,8 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/dunlin
 
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || missing+=("$2"); }
 
+have_postgres() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
@@ -21,8 +23,8 @@ fail() {
   exit 1
 }
 
-# Tests start mosquitto themselves, on their own port: no service must start with its package. However this script
-# ends, services start again with packages that others install.
+# Tests start mosquitto and PostgreSQL themselves, on their own ports: no service must start with its package. However this
+# script ends, services start again with packages that others install.
 policy=/usr/sbin/policy-rc.d laid=
 lay_policy() {
   [ -e $policy ] && return
@@ -157,6 +159,8 @@ case ${1-} in
     need mosquitto mosquitto
     need mosquitto_pub mosquitto-clients
     need haproxy haproxy
+    have_postgres || missing+=(postgresql-15)
+    need pgrep procps
     need prometheus-alertmanager prometheus-alertmanager
     need openssl openssl
     need mkfs.ext4 e2fsprogs

@@ -47,7 +47,8 @@ async fn main() {
     }
 
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.expect("a registry");
+    let registry =
+        Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.expect("a registry");
     let channel: ChannelConfig = toml::from_str(
         "kind = \"webhook\"\nname = \"hook\"\nurl = \"http://127.0.0.1:9/\"\nprivate_network = true\nbudget = { burst = 5, per_hour = 1 }",
     )

@@ -3,7 +3,7 @@ mod tests;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use dunlin_model::Clock;
+use dunlin_model::{Clock, Timestamp};
 use dunlin_registry::{Notification, Registry, RegistryError};
 use tokio::{
     sync::{Notify, watch},
@@ -28,6 +28,16 @@ pub(crate) struct Dispatcher {
     pub(crate) clock: Clock,
     pub(crate) wake: Arc<Notify>,
     pub(crate) metrics: Metrics,
+}
+
+/// What became of a message.
+enum Outcome<'a> {
+    Sent(Vec<&'a str>),
+    /// When each is tried again; `None`: not any more.
+    Failed {
+        keys: Vec<(&'a str, Option<Timestamp>)>,
+        words: String,
+    },
 }
 
 const DUE_AT_ONCE_MAX: u32 = 100;
@@ -97,7 +107,22 @@ impl Dispatcher {
                     _ = stop.wait_for(|asked| *asked) => return Ok(None),
                     sent = self.channel.send(&messages, self.clock.now()) => sent,
                 };
-                self.remember(&batch, sent).await?;
+                let outcome = self.judge(&batch, sent);
+                // However long the registry takes: what it does not know is told again.
+                while let Err(error) = self.remember(&outcome).await {
+                    if error.is_refusal() {
+                        return Err(error);
+                    }
+                    tracing::error!(
+                        channel = self.channel.name(),
+                        error = dunlin_model::chain(&error),
+                        "what became of notifications is not written down yet"
+                    );
+                    tokio::select! {
+                        _ = stop.wait_for(|asked| *asked) => return Ok(None),
+                        () = tokio::time::sleep(PAUSE_AFTER_ERROR) => {}
+                    }
+                }
             }
         }
     }
@@ -160,21 +185,16 @@ impl Dispatcher {
         Ok((readable, messages))
     }
 
-    async fn remember(
-        &self,
-        batch: &[&Notification],
-        sent: Result<(), SendError>,
-    ) -> Result<(), RegistryError> {
+    fn judge<'a>(&self, batch: &[&'a Notification], sent: Result<(), SendError>) -> Outcome<'a> {
         let by = ByChannel { channel: self.channel.name().to_owned() };
         let Err(error) = sent else {
             self.metrics.sent.get_or_create(&by).inc_by(batch.len() as u64);
-            let keys: Vec<&str> = batch.iter().map(|n| n.idempotency_key.as_str()).collect();
-            return self.registry.notifications_sent(&keys).await;
+            return Outcome::Sent(batch.iter().map(|n| n.idempotency_key.as_str()).collect());
         };
         let words = dunlin_model::chain(&error);
         // What is held stands behind what failed as before.
-        for notification in batch.iter().filter(|n| !n.is_held) {
-            let key = &notification.idempotency_key;
+        let failed = batch.iter().filter(|n| !n.is_held).map(|notification| {
+            let key = notification.idempotency_key.as_str();
             self.metrics.failed.get_or_create(&by).inc();
             let attempts = notification.attempts + 1;
             let pause = self.retry.pause(attempts, spread(key, attempts)).filter(|_| !error.is_final());
@@ -194,10 +214,21 @@ impl Dispatcher {
                     self.metrics.given_up.get_or_create(&by).inc();
                 }
             }
-            let retry_at = pause.map(|pause| self.clock.now() + pause);
-            self.registry.notification_failed(key, &words, retry_at).await?;
+            (key, pause.map(|pause| self.clock.now() + pause))
+        });
+        Outcome::Failed { keys: failed.collect(), words }
+    }
+
+    async fn remember(&self, outcome: &Outcome<'_>) -> Result<(), RegistryError> {
+        match outcome {
+            Outcome::Sent(keys) => self.registry.notifications_sent(keys).await,
+            Outcome::Failed { keys, words } => {
+                for (key, retry_at) in keys {
+                    self.registry.notification_failed(key, words, *retry_at).await?;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Says of all that fires and that this channel was told of that it fires still.

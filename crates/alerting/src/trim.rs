@@ -82,7 +82,7 @@ mod tests {
         let now = Arc::new(AtomicI64::new(1_700_000_000_000_000));
         let hands = now.clone();
         let clock = Clock::new(move || Timestamp::from_micros(hands.load(SeqCst)));
-        let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+        let registry = Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
         let fingerprint = Fingerprint::of("default", "hot", "a");
         let over = [AlertPhase::Pending, AlertPhase::Cancelled].map(|phase| AlertTransition {
             id: TransitionId::of(fingerprint, phase, clock.now()),

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::FromRequestParts,
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use dunlin_registry::{Scope, User};
 
@@ -14,17 +14,18 @@ pub(crate) struct Asker(pub(crate) User);
 /// Somebody who may administer tenants.
 pub(crate) struct PlatformAsker;
 
+pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    value.strip_prefix("Bearer ").map(str::trim)
+}
+
 impl FromRequestParts<Arc<Console>> for Asker {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Problem> {
-        let token = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "))
+        let token = token(&parts.headers)
             .ok_or_else(|| Problem::unauthorized("send `Authorization: Bearer TOKEN` with a user's token"))?;
-        let user = console.registry.user_by_token(token.trim()).await?;
+        let user = console.registry.user_by_token(token).await?;
         user.map(Self).ok_or_else(|| Problem::unauthorized("this is no user's token"))
     }
 }

@@ -19,7 +19,7 @@ mod when; // times as people write them
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     middleware,
     routing::{get, post},
@@ -32,6 +32,7 @@ use futures::future::BoxFuture;
 pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
 pub use rules::{Backtest, BacktestError, Firing, RuleSummary, RuleToTest, Rules};
 use serde::{Deserialize, Serialize};
+use status::Readers;
 pub use status::{PartitionStatus, Readiness, StageStatus, StatusView};
 
 /// What the console needs of the rest of the platform; the binary plugs it in.
@@ -131,7 +132,7 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/rules/{rule}/marks", post(rules::mark))
         .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
-        .route("/metrics", get(status::metrics))
+        .route("/metrics", get(status::metrics).layer(Extension(Arc::new(Readers::default()))))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .layer(DefaultBodyLimit::max(request_bytes_max))

@@ -45,6 +45,16 @@ impl Problem {
         Self { field: Some(field), ..Self::new(StatusCode::BAD_REQUEST, detail) }
     }
 
+    pub(crate) fn is_unavailable(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    /// What `error` says is for the log.
+    fn unavailable(error: &dyn std::error::Error, detail: &str) -> Self {
+        tracing::error!(error = dunlin_model::chain(error), "request not answered");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = dunlin_model::chain(error), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")
@@ -65,6 +75,9 @@ impl IntoResponse for Problem {
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -77,6 +90,7 @@ impl From<RegistryError> for Problem {
         match error {
             RegistryError::Exists { .. } => Self::new(StatusCode::CONFLICT, error),
             RegistryError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error),
+            error if error.is_unavailable() => Self::unavailable(&error, "the registry does not answer"),
             error => Self::internal(&error),
         }
     }

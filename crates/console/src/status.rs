@@ -1,9 +1,12 @@
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
 };
 use dunlin_registry::Scope;
@@ -11,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     Console,
-    ask::{Asker, PlatformAsker},
+    ask::{self, Asker, PlatformAsker},
     problem::Problem,
 };
 
@@ -86,12 +89,41 @@ pub(crate) async fn show(
     Ok(Json(Shown { version, uptime_seconds, mqtt, alerts_firing, load }))
 }
 
+/// Who reads the metrics. They go on to, while the registry cannot say whose their token is: the metrics tell that.
+#[derive(Debug, Default)]
+pub(crate) struct Readers(Mutex<Vec<(String, Instant)>>);
+
+const READERS_MAX: usize = 8;
+const READER_KEPT: Duration = Duration::from_secs(600);
+
+impl Readers {
+    fn let_in(&self, token: &str, asker: Result<PlatformAsker, Problem>) -> Result<(), Problem> {
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = readers.iter().position(|(known, _)| known == token);
+        match asker {
+            Err(problem) if problem.is_unavailable() => {
+                let is_reader = known.is_some_and(|n| readers[n].1.elapsed() < READER_KEPT);
+                return if is_reader { Ok(()) } else { Err(problem) };
+            }
+            asker => {
+                known.map(|n| readers.remove(n));
+                asker?;
+            }
+        }
+        readers.truncate(READERS_MAX - 1);
+        readers.insert(0, (token.to_owned(), Instant::now()));
+        Ok(())
+    }
+}
+
 pub(crate) async fn metrics(
     asker: Result<PlatformAsker, Problem>,
+    headers: HeaderMap,
+    Extension(readers): Extension<Arc<Readers>>,
     State(console): State<Arc<Console>>,
 ) -> Result<impl IntoResponse, Problem> {
     if !console.config.metrics_open {
-        asker?;
+        readers.let_in(ask::token(&headers).unwrap_or_default(), asker)?;
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], console.platform.metrics()))

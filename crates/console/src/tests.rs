@@ -174,7 +174,7 @@ impl Api {
     async fn with(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-        let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+        let registry = Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
         let (default, other) = (TenantId::default_tenant(), "other".parse().unwrap());
         registry.add_tenant(&default).await.unwrap();
         registry.add_tenant(&other).await.unwrap();
@@ -324,6 +324,11 @@ async fn metrics_are_for_platform_administrators_unless_they_are_open() {
     assert_eq!(statuses(&api).await, [200, 403, 401]);
     let open = Api::with(Config { metrics_open: true, ..Config::default() }).await;
     assert_eq!(statuses(&open).await, [200, 200, 200]);
+
+    // Who has read them reads on what is wrong.
+    api.registry.close().await;
+    assert_eq!(statuses(&api).await, [200, 503, 503]);
+    assert_eq!(api.ask(&api.platform, "GET", "/v1/devices", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]

@@ -13,9 +13,13 @@ pub use notifications::{
     Told,
 };
 pub use silences::{NewSilence, Silence};
+use sqlx::AssertSqlSafe;
 pub use work::{AlertWork, Gathering, Timer, TimerKind};
 
-use crate::{Registry, RegistryError};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+};
 
 /// Rows deleted in one transaction.
 const TRIM_STEP_ROWS: i64 = 1_000;
@@ -98,10 +102,10 @@ impl Registry {
     /// Where a consumer whose results live here has got to.
     pub async fn position(&self, consumer: &str, partition: u16) -> Result<Option<u64>, RegistryError> {
         let row: Option<(i64,)> =
-            sqlx::query_as("SELECT position FROM positions WHERE consumer = $1 AND partition = $2")
+            sql("SELECT position FROM positions WHERE consumer = $1 AND partition = $2")
                 .bind(consumer)
                 .bind(i64::from(partition))
-                .fetch_optional(&self.readers)
+                .fetch_optional(self.database.reader())
                 .await?;
         Ok(row.map(|(position,)| position as u64))
     }
@@ -110,7 +114,7 @@ impl Registry {
     pub async fn alerts(&self, tenant: &TenantId, filter: &AlertFilter) -> Result<Vec<Alert>, RegistryError> {
         let has = |state| filter.states.is_empty() || filter.states.contains(&state);
         let states = AlertState::ALL.map(|state| if has(state) { state.as_str() } else { "" });
-        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM alerts
              WHERE tenant = $1 AND phase IN ($2, $3, $4, $5, $6)
                AND (CAST($7 AS TEXT) IS NULL OR device = $7) AND (CAST($8 AS TEXT) IS NULL OR rule = $8)
@@ -133,19 +137,19 @@ impl Registry {
         .bind(filter.after.map(|id| id.since.as_micros()))
         .bind(filter.after.map(|id| id.fingerprint.to_string()))
         .bind(i64::from(filter.limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         rows.into_iter().map(alert_of).collect()
     }
 
     pub async fn alert(&self, tenant: &TenantId, id: AlertId) -> Result<Option<Alert>, RegistryError> {
-        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let row: Option<Row> = sql(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM alerts WHERE tenant = $1 AND fingerprint = $2 AND since = $3"
         )))
         .bind(tenant.as_str())
         .bind(id.fingerprint.to_string())
         .bind(id.since.as_micros())
-        .fetch_optional(&self.readers)
+        .fetch_optional(self.database.reader())
         .await?;
         row.map(alert_of).transpose()
     }
@@ -156,7 +160,7 @@ impl Registry {
         after: Option<&Alert>,
         limit: u32,
     ) -> Result<Vec<Alert>, RegistryError> {
-        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM alerts
              WHERE phase IN ('pending', 'firing', 'acknowledged') AND phase <> 'pending'
                AND (fingerprint > $2 OR (fingerprint = $2 AND tenant > $1))
@@ -165,19 +169,17 @@ impl Registry {
         .bind(after.map_or("", |a| a.tenant.as_str()))
         .bind(after.map_or(String::new(), |a| a.id.fingerprint.to_string()))
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         rows.into_iter().map(alert_of).collect()
     }
 
     /// Alerts that fire, looked after or not.
     pub async fn alerts_firing(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
-        let (count,): (i64,) = sqlx::query_as(
-            "SELECT COUNT(*) FROM alerts
-             WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND phase <> 'pending'",
-        )
+        let (count,): (i64,) = sql("SELECT COUNT(*) FROM alerts
+             WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND phase <> 'pending'")
         .bind(tenant.as_str())
-        .fetch_one(&self.readers)
+        .fetch_one(self.database.reader())
         .await?;
         Ok(count as u64)
     }
@@ -189,15 +191,13 @@ impl Registry {
         id: AlertId,
         limit: u32,
     ) -> Result<Vec<(Timestamp, String, f64)>, RegistryError> {
-        let rows: Vec<(i64, String, f64)> = sqlx::query_as(
-            "SELECT at, phase, value FROM alert_transitions
-             WHERE tenant = $1 AND fingerprint = $2 AND at >= $3 ORDER BY at, applied_at LIMIT $4",
-        )
+        let rows: Vec<(i64, String, f64)> = sql("SELECT at, phase, value FROM alert_transitions
+             WHERE tenant = $1 AND fingerprint = $2 AND at >= $3 ORDER BY at, applied_at LIMIT $4")
         .bind(tenant.as_str())
         .bind(id.fingerprint.to_string())
         .bind(id.since.as_micros())
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         Ok(rows.into_iter().map(|(at, phase, value)| (Timestamp::from_micros(at), phase, value)).collect())
     }
@@ -251,12 +251,10 @@ impl Registry {
     ) -> Result<u64, RegistryError> {
         let mut deleted = 0;
         loop {
-            let step = sqlx::query(statement)
-                .bind(before.as_micros())
-                .bind(TRIM_STEP_ROWS)
-                .execute(&self.writer)
-                .await?
-                .rows_affected();
+            let mut tx = self.database.begin().await?;
+            take_turn(&mut tx).await?;
+            let step = sql(statement).bind(before.as_micros()).bind(TRIM_STEP_ROWS).execute(&mut tx).await?;
+            tx.commit().await?;
             deleted += step;
             if step < TRIM_STEP_ROWS as u64 {
                 return Ok(deleted);
@@ -265,12 +263,9 @@ impl Registry {
     }
 }
 
-type Tx = sqlx::SqliteConnection;
-
-/// Waits for one's turn to change alerts.
-async fn take_turn(tx: &mut Tx) -> Result<(), RegistryError> {
-    sqlx::query("UPDATE alert_turn SET turn = turn + 1 WHERE id = 1").execute(tx).await?;
-    Ok(())
+/// Waits for one's turn to change alerts: one at a time.
+async fn take_turn(tx: &mut Transaction) -> Result<(), RegistryError> {
+    Ok(tx.lock("alerts").await?)
 }
 
 /// `($1, $2), ($3, $4)`: the places of `rows` rows of `columns` values.

@@ -1,9 +1,13 @@
 use std::collections::{BTreeSet, HashMap};
 
 use dunlin_model::{DeviceId, DeviceType, TenantId, Timestamp};
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::AssertSqlSafe;
 
-use crate::{Registry, RegistryError, Token, is_unique_violation, tokens};
+use crate::{
+    Registry, RegistryError, Token,
+    database::{Executor, Transaction, sql},
+    is_unique_violation, tokens,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
@@ -43,7 +47,7 @@ impl Registry {
     /// Adds a device and its first token.
     pub async fn add_device(&self, tenant: &TenantId, device: &NewDevice) -> Result<Token, RegistryError> {
         let token = Token::random("dnd")?;
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         self.insert_device(&mut tx, tenant, device).await?;
         self.insert_token(&mut tx, tenant, &device.name, &token).await?;
         tx.commit().await?;
@@ -61,12 +65,14 @@ impl Registry {
             .await?
             .ok_or_else(|| RegistryError::NotFound { what: "device", name: device.to_string() })?;
         let token = Token::random("dnd")?;
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
+        // Of two that revoke at the same time, one revokes what the other made.
+        tx.lock(&format!("tokens of {tenant}/{device}")).await?;
         if revoke_others {
-            sqlx::query("DELETE FROM device_tokens WHERE tenant = $1 AND device = $2")
+            sql("DELETE FROM device_tokens WHERE tenant = $1 AND device = $2")
                 .bind(tenant.as_str())
                 .bind(device.as_str())
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await?;
         }
         self.insert_token(&mut tx, tenant, device, &token).await?;
@@ -81,39 +87,37 @@ impl Registry {
         device: &DeviceId,
         enabled: bool,
     ) -> Result<(), RegistryError> {
-        let done = sqlx::query("UPDATE devices SET enabled = $3 WHERE tenant = $1 AND name = $2")
+        let done = sql("UPDATE devices SET enabled = $3 WHERE tenant = $1 AND name = $2")
             .bind(tenant.as_str())
             .bind(device.as_str())
             .bind(enabled)
-            .execute(&self.writer)
+            .execute(self.database.writer())
             .await?;
-        match done.rows_affected() {
+        match done {
             0 => Err(RegistryError::NotFound { what: "device", name: device.to_string() }),
             _ => Ok(()),
         }
     }
 
     pub async fn device_by_token(&self, token: &str) -> Result<Option<Device>, RegistryError> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT d.tenant, d.name, d.device_type, d.parent, d.is_gateway, d.enabled, d.created_at
+        let row: Option<Row> =
+            sql("SELECT d.tenant, d.name, d.device_type, d.parent, d.is_gateway, d.enabled, d.created_at
              FROM device_tokens t JOIN devices d ON d.tenant = t.tenant AND d.name = t.device
-             WHERE t.hash = $1",
-        )
-        .bind(tokens::hash(token))
-        .fetch_optional(&self.readers)
-        .await?;
+             WHERE t.hash = $1")
+            .bind(tokens::hash(token))
+            .fetch_optional(self.database.reader())
+            .await?;
         row.map(device_of).transpose()
     }
 
     pub async fn device(&self, tenant: &TenantId, name: &DeviceId) -> Result<Option<Device>, RegistryError> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
-             FROM devices WHERE tenant = $1 AND name = $2",
-        )
-        .bind(tenant.as_str())
-        .bind(name.as_str())
-        .fetch_optional(&self.readers)
-        .await?;
+        let row: Option<Row> =
+            sql("SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
+             FROM devices WHERE tenant = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(name.as_str())
+            .fetch_optional(self.database.reader())
+            .await?;
         row.map(device_of).transpose()
     }
 
@@ -124,14 +128,12 @@ impl Registry {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<Device>, RegistryError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
-             FROM devices WHERE tenant = $1 AND name > $2 ORDER BY name LIMIT $3",
-        )
+        let rows: Vec<Row> = sql("SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
+             FROM devices WHERE tenant = $1 AND name > $2 ORDER BY name LIMIT $3")
         .bind(tenant.as_str())
         .bind(after.unwrap_or(""))
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         rows.into_iter().map(device_of).collect()
     }
@@ -146,7 +148,7 @@ impl Registry {
     ) -> Result<Vec<Result<Device, NoChild>>, RegistryError> {
         let mut known = self.devices_named(&parent.tenant, names).await?;
         let missing: BTreeSet<&DeviceId> = names.iter().filter(|name| !known.contains_key(*name)).collect();
-        if !missing.is_empty() && self.child_count(&self.readers, parent).await? < children_max {
+        if !missing.is_empty() && self.child_count(self.database.reader(), parent).await? < children_max {
             self.make_children(parent, missing.iter().copied(), children_max).await?;
             let made: Vec<DeviceId> = missing.into_iter().cloned().collect();
             known.extend(self.devices_named(&parent.tenant, &made).await?);
@@ -166,17 +168,16 @@ impl Registry {
     ) -> Result<HashMap<DeviceId, Device>, RegistryError> {
         let mut found = HashMap::with_capacity(names.len());
         for names in names.chunks(QUERY_NAMES_MAX) {
-            let mut query = QueryBuilder::<Sqlite>::new(
+            let places: Vec<String> = (2..names.len() + 2).map(|n| format!("${n}")).collect();
+            let statement = sql(AssertSqlSafe(format!(
                 "SELECT tenant, name, device_type, parent, is_gateway, enabled, created_at
-                 FROM devices WHERE tenant = ",
-            );
-            query.push_bind(tenant.as_str()).push(" AND name IN (");
-            let mut list = query.separated(", ");
-            for name in names {
-                list.push_bind(name.as_str());
-            }
-            query.push(")");
-            for row in query.build_query_as::<Row>().fetch_all(&self.readers).await? {
+                 FROM devices WHERE tenant = $1 AND name IN ({})",
+                places.join(", ")
+            )))
+            .persistent(false);
+            let statement =
+                names.iter().fold(statement.bind(tenant.as_str()), |s, name| s.bind(name.as_str()));
+            for row in statement.fetch_all::<Row>(self.database.reader()).await? {
                 let device = device_of(row)?;
                 found.insert(device.name.clone(), device);
             }
@@ -191,13 +192,14 @@ impl Registry {
         names: impl Iterator<Item = &DeviceId>,
         children_max: u64,
     ) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        let mut room = children_max.saturating_sub(self.child_count(&mut *tx, parent).await?);
+        let mut tx = self.database.begin().await?;
+        tx.lock(&format!("children of {}/{}", parent.tenant, parent.name)).await?;
+        let mut room = children_max.saturating_sub(self.child_count(&mut tx, parent).await?);
         for name in names {
             if room == 0 {
                 break;
             }
-            let made = sqlx::query(
+            let made = sql(
                 "INSERT INTO devices (tenant, name, device_type, parent, is_gateway, enabled, created_at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant, name) DO NOTHING",
             )
@@ -208,38 +210,31 @@ impl Registry {
             .bind(false)
             .bind(true)
             .bind(self.clock.now().as_micros())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await?;
-            room -= made.rows_affected();
+            room -= made;
         }
         tx.commit().await?;
         Ok(())
     }
 
-    async fn child_count<'e>(
-        &self,
-        executor: impl sqlx::SqliteExecutor<'e>,
-        parent: &Device,
-    ) -> Result<u64, RegistryError> {
-        let (count,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM devices WHERE tenant = $1 AND parent = $2")
-                .bind(parent.tenant.as_str())
-                .bind(parent.name.as_str())
-                .fetch_one(executor)
-                .await?;
+    async fn child_count(&self, on: impl Into<Executor<'_>>, parent: &Device) -> Result<u64, RegistryError> {
+        let (count,): (i64,) = sql("SELECT COUNT(*) FROM devices WHERE tenant = $1 AND parent = $2")
+            .bind(parent.tenant.as_str())
+            .bind(parent.name.as_str())
+            .fetch_one(on)
+            .await?;
         Ok(count.unsigned_abs())
     }
 
     async fn insert_device(
         &self,
-        tx: &mut sqlx::SqliteConnection,
+        tx: &mut Transaction,
         tenant: &TenantId,
         device: &NewDevice,
     ) -> Result<(), RegistryError> {
-        sqlx::query(
-            "INSERT INTO devices (tenant, name, device_type, is_gateway, enabled, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6)",
-        )
+        sql("INSERT INTO devices (tenant, name, device_type, is_gateway, enabled, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6)")
         .bind(tenant.as_str())
         .bind(device.name.as_str())
         .bind(device.device_type.as_str())
@@ -257,12 +252,12 @@ impl Registry {
 
     async fn insert_token(
         &self,
-        tx: &mut sqlx::SqliteConnection,
+        tx: &mut Transaction,
         tenant: &TenantId,
         device: &DeviceId,
         token: &Token,
     ) -> Result<(), RegistryError> {
-        sqlx::query("INSERT INTO device_tokens (hash, tenant, device, created_at) VALUES ($1, $2, $3, $4)")
+        sql("INSERT INTO device_tokens (hash, tenant, device, created_at) VALUES ($1, $2, $3, $4)")
             .bind(token.hash())
             .bind(tenant.as_str())
             .bind(device.as_str())

@@ -1,5 +1,6 @@
-//! Tenants, devices, credentials, rules and alerts: the only door to SQL. One SQL text for SQLite and PostgreSQL: ids are
-//! TEXT, times are microseconds in BIGINT, parameters are `$1`.
+//! Tenants, devices, credentials, rules and alerts: the only door to SQL, in SQLite or in PostgreSQL.
+
+mod config; // which database
 
 mod devices; // who may send
 mod tenants; // whose data it is
@@ -10,29 +11,30 @@ mod rules; // what is watched for
 
 mod alerts; // what is wrong, and who has been told
 
-use std::{path::Path, time::Duration};
+mod copy; // from a file into PostgreSQL
+
+mod database; // one SQL text on two databases
+
+use std::path::Path;
 
 pub use alerts::{
     Act, ActError, Alert, AlertFilter, AlertWork, Carried, Gathering, NOTIFICATIONS_DUE_MAX, NewNotification,
     NewSilence, Note, Notification, NotificationFilter, NotificationState, Silence, Timer, TimerKind, Told,
     TrimmedAlerts,
 };
+pub use config::{Config, InvalidConfig};
+pub use copy::{Copied, CopyError, CopyStep, Progress, copy};
+use database::Database;
 pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
 pub use rules::{RuleMark, RuleMeasure, RuleVersion, StoredRule};
-use sqlx::{
-    ConnectOptions,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
-};
 pub use tokens::Token;
 pub use users::{Scope, User};
 
 /// A handle; clones share the connections.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    /// SQLite takes one writer at a time: waiting here is cheaper than being told "busy" there.
-    writer: SqlitePool,
-    readers: SqlitePool,
+    database: Database,
     clock: Clock,
 }
 
@@ -42,10 +44,20 @@ pub enum RegistryError {
     Exists { what: &'static str, name: String },
     #[error("there is no {what} {name:?}")]
     NotFound { what: &'static str, name: String },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     #[error("registry database")]
     Database(#[from] sqlx::Error),
     #[error("registry migration")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    #[error("the registry's PostgreSQL database is encoded in {0}; it must be UTF8")]
+    Encoding(String),
+    #[error("dunlin migrate is copying into the registry's database; start when it is through")]
+    BeingCopied,
+    #[error(
+        "the registry's database is a copy that was made while its original was in use; stop the server that uses it and run dunlin migrate again"
+    )]
+    PartCopied,
     #[error("registry: {what} {value:?} as stored is not valid")]
     Damaged { what: &'static str, value: String },
     #[error("the system gives no random numbers")]
@@ -59,62 +71,54 @@ impl RegistryError {
             Self::Exists { .. } | Self::NotFound { .. } | Self::Damaged { .. } => true,
             Self::Database(sqlx::Error::Encode(_)) => true,
             Self::Database(sqlx::Error::Database(error)) => {
-                // "Other" is what the disk and the locks say; of it only "too big" and "mismatch" are about the data.
                 error.kind() != sqlx::error::ErrorKind::Other
-                    || error.code().is_some_and(|code| matches!(code.as_ref(), "18" | "20"))
+                    || error.code().is_some_and(|code| is_about_data(&code))
             }
-            Self::Database(_) | Self::Migration(_) | Self::NoRandomness => false,
+            Self::Config(_)
+            | Self::Database(_)
+            | Self::Migration(_)
+            | Self::Encoding(_)
+            | Self::BeingCopied
+            | Self::PartCopied
+            | Self::NoRandomness => false,
         }
+    }
+
+    /// Whether it is the database that does not work now, and not what was asked.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Database(_)) && !self.is_refusal()
     }
 }
 
-const READERS_MAX: u32 = 4;
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-const ROWS_BUFFERED: usize = 1_024;
-/// As far as it is used. What one transaction changes should fit: what does not is written twice.
-const WRITER_CACHE_KIB: u32 = 64 << 10;
-/// 64 MiB of the write-ahead log.
-const CHECKPOINT_PAGES: &str = "16384";
+/// What has no kind of its own is mostly what disks, locks and connections say. Of it these are about the data: SQLite's
+/// "too big" and "mismatch", PostgreSQL's classes of data exceptions and of exceeded limits.
+fn is_about_data(code: &str) -> bool {
+    matches!(code, "18" | "20") || (code.len() == 5 && (code.starts_with("22") || code.starts_with("54")))
+}
 
 impl Registry {
-    /// Opens or creates the database file and brings it to this version's schema.
-    pub async fn open(file: &Path, clock: Clock) -> Result<Self, RegistryError> {
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            // As many as any question of a busy writer has: a full buffer costs two changes of thread a row.
-            .row_buffer_size(ROWS_BUFFERED)
-            // A slow statement is no news that anybody needs in full.
-            .disable_statement_logging();
-        let of_writer = options
-            .clone()
-            .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
-            // What a statement of many rows might have to take back.
-            .pragma("temp_store", "memory")
-            // More rarely: what many transactions change goes into the file once.
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(of_writer).await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .connect_with(options.read_only(true))
-            .await?;
-        Ok(Self { writer, readers, clock })
+    /// Opens the database and brings it to this version's schema. A file that is not there is made; a server that is
+    /// not there is waited for.
+    pub async fn open(config: &Config, clock: Clock) -> Result<Self, RegistryError> {
+        Ok(Self { database: Database::open(config).await?, clock })
+    }
+
+    /// Opens a file, or makes it.
+    pub async fn open_file(file: &Path, clock: Clock) -> Result<Self, RegistryError> {
+        Self::open(&Config::file(file), clock).await
+    }
+
+    /// Asks the database whether it works, and takes what is written.
+    pub async fn check(&self) -> Result<(), RegistryError> {
+        self.database.check().await?;
+        Ok(())
     }
 
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        self.database.close().await;
     }
 }
 
 fn is_unique_violation(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| e.is_unique_violation())
 }
-
-#[cfg(test)]
-mod tests;

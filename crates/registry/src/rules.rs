@@ -1,6 +1,7 @@
 use dunlin_model::{TenantId, Timestamp};
+use sqlx::AssertSqlSafe;
 
-use crate::{Registry, RegistryError};
+use crate::{Registry, RegistryError, database::sql};
 
 /// A rule as it is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,44 +68,41 @@ impl Registry {
         enabled: bool,
     ) -> Result<u64, RegistryError> {
         let now = self.clock.now().as_micros();
-        let mut tx = self.writer.begin().await?;
-        let newest: Option<(i64, String)> = sqlx::query_as(
-            "SELECT version, text FROM rule_versions WHERE tenant = $1 AND name = $2
-             ORDER BY version DESC LIMIT 1",
-        )
-        .bind(tenant.as_str())
-        .bind(name)
-        .fetch_optional(&mut *tx)
-        .await?;
+        let mut tx = self.database.begin().await?;
+        // Of two who put a text at the same time, each makes a version.
+        tx.lock(&format!("rule {tenant}/{name}")).await?;
+        let newest: Option<(i64, String)> =
+            sql("SELECT version, text FROM rule_versions WHERE tenant = $1 AND name = $2
+             ORDER BY version DESC LIMIT 1")
+            .bind(tenant.as_str())
+            .bind(name)
+            .fetch_optional(&mut tx)
+            .await?;
         let version = match newest {
             Some((version, newest)) if newest == text => version,
             newest => {
                 let version = newest.map_or(0, |(version, _)| version) + 1;
-                sqlx::query(
-                    "INSERT INTO rule_versions (tenant, name, version, text, created_at)
-                     VALUES ($1, $2, $3, $4, $5)",
-                )
+                sql("INSERT INTO rule_versions (tenant, name, version, text, created_at)
+                     VALUES ($1, $2, $3, $4, $5)")
                 .bind(tenant.as_str())
                 .bind(name)
                 .bind(version)
                 .bind(text)
                 .bind(now)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await?;
                 version
             }
         };
-        sqlx::query(
-            "INSERT INTO rules (tenant, name, version, enabled, updated_at) VALUES ($1, $2, $3, $4, $5)
+        sql("INSERT INTO rules (tenant, name, version, enabled, updated_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (tenant, name) DO UPDATE SET
-                 version = excluded.version, enabled = excluded.enabled, updated_at = excluded.updated_at",
-        )
+                 version = excluded.version, enabled = excluded.enabled, updated_at = excluded.updated_at")
         .bind(tenant.as_str())
         .bind(name)
         .bind(version)
         .bind(enabled)
         .bind(now)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(version as u64)
@@ -117,17 +115,16 @@ impl Registry {
         name: &str,
         version: u64,
     ) -> Result<(), RegistryError> {
-        let changed = sqlx::query(
-            "UPDATE rules SET version = $3, updated_at = $4 WHERE tenant = $1 AND name = $2 AND EXISTS (
-                 SELECT 1 FROM rule_versions v WHERE v.tenant = $1 AND v.name = $2 AND v.version = $3)",
-        )
-        .bind(tenant.as_str())
-        .bind(name)
-        .bind(i64::try_from(version).unwrap_or(i64::MAX))
-        .bind(self.clock.now().as_micros())
-        .execute(&self.writer)
-        .await?;
-        match changed.rows_affected() {
+        let changed =
+            sql("UPDATE rules SET version = $3, updated_at = $4 WHERE tenant = $1 AND name = $2 AND EXISTS (
+                 SELECT 1 FROM rule_versions v WHERE v.tenant = $1 AND v.name = $2 AND v.version = $3)")
+            .bind(tenant.as_str())
+            .bind(name)
+            .bind(i64::try_from(version).unwrap_or(i64::MAX))
+            .bind(self.clock.now().as_micros())
+            .execute(self.database.writer())
+            .await?;
+        match changed {
             0 => Err(RegistryError::NotFound {
                 what: "version of the rule",
                 name: format!("{name} {version}"),
@@ -142,55 +139,51 @@ impl Registry {
         name: &str,
         enabled: bool,
     ) -> Result<(), RegistryError> {
-        let changed =
-            sqlx::query("UPDATE rules SET enabled = $3, updated_at = $4 WHERE tenant = $1 AND name = $2")
-                .bind(tenant.as_str())
-                .bind(name)
-                .bind(enabled)
-                .bind(self.clock.now().as_micros())
-                .execute(&self.writer)
-                .await?;
-        found(changed.rows_affected(), name)
+        let changed = sql("UPDATE rules SET enabled = $3, updated_at = $4 WHERE tenant = $1 AND name = $2")
+            .bind(tenant.as_str())
+            .bind(name)
+            .bind(enabled)
+            .bind(self.clock.now().as_micros())
+            .execute(self.database.writer())
+            .await?;
+        found(changed, name)
     }
 
     /// It is no longer in force; its versions stay.
     pub async fn delete_rule(&self, tenant: &TenantId, name: &str) -> Result<(), RegistryError> {
-        let deleted = sqlx::query("DELETE FROM rules WHERE tenant = $1 AND name = $2")
+        let deleted = sql("DELETE FROM rules WHERE tenant = $1 AND name = $2")
             .bind(tenant.as_str())
             .bind(name)
-            .execute(&self.writer)
+            .execute(self.database.writer())
             .await?;
-        found(deleted.rows_affected(), name)
+        found(deleted, name)
     }
 
     pub async fn rule(&self, tenant: &TenantId, name: &str) -> Result<Option<StoredRule>, RegistryError> {
-        let row: Option<RuleRow> =
-            sqlx::query_as(sqlx::AssertSqlSafe(format!("{RULE} WHERE r.tenant = $1 AND r.name = $2")))
-                .bind(tenant.as_str())
-                .bind(name)
-                .fetch_optional(&self.readers)
-                .await?;
+        let row: Option<RuleRow> = sql(AssertSqlSafe(format!("{RULE} WHERE r.tenant = $1 AND r.name = $2")))
+            .bind(tenant.as_str())
+            .bind(name)
+            .fetch_optional(self.database.reader())
+            .await?;
         row.map(rule_of).transpose()
     }
 
     /// A tenant's rules, by name.
     pub async fn rules(&self, tenant: &TenantId) -> Result<Vec<StoredRule>, RegistryError> {
-        let rows: Vec<RuleRow> =
-            sqlx::query_as(sqlx::AssertSqlSafe(format!("{RULE} WHERE r.tenant = $1 ORDER BY r.name")))
-                .bind(tenant.as_str())
-                .fetch_all(&self.readers)
-                .await?;
+        let rows: Vec<RuleRow> = sql(AssertSqlSafe(format!("{RULE} WHERE r.tenant = $1 ORDER BY r.name")))
+            .bind(tenant.as_str())
+            .fetch_all(self.database.reader())
+            .await?;
         rows.into_iter().map(rule_of).collect()
     }
 
     /// What is in force, of all tenants.
     pub async fn enabled_rules(&self) -> Result<Vec<StoredRule>, RegistryError> {
-        let rows: Vec<RuleRow> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "{RULE} WHERE r.enabled = $1 ORDER BY r.tenant, r.name"
-        )))
-        .bind(true)
-        .fetch_all(&self.readers)
-        .await?;
+        let rows: Vec<RuleRow> =
+            sql(AssertSqlSafe(format!("{RULE} WHERE r.enabled = $1 ORDER BY r.tenant, r.name")))
+                .bind(true)
+                .fetch_all(self.database.reader())
+                .await?;
         rows.into_iter().map(rule_of).collect()
     }
 
@@ -200,14 +193,13 @@ impl Registry {
         tenant: &TenantId,
         name: &str,
     ) -> Result<Vec<RuleVersion>, RegistryError> {
-        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-            "SELECT version, text, created_at FROM rule_versions WHERE tenant = $1 AND name = $2
-             ORDER BY version DESC",
-        )
-        .bind(tenant.as_str())
-        .bind(name)
-        .fetch_all(&self.readers)
-        .await?;
+        let rows: Vec<(i64, String, i64)> =
+            sql("SELECT version, text, created_at FROM rule_versions WHERE tenant = $1 AND name = $2
+             ORDER BY version DESC")
+            .bind(tenant.as_str())
+            .bind(name)
+            .fetch_all(self.database.reader())
+            .await?;
         let versions = rows.into_iter().map(|(version, text, created_at)| RuleVersion {
             version: version as u64,
             text,
@@ -223,12 +215,10 @@ impl Registry {
         rule: &str,
         mark: &RuleMark,
     ) -> Result<(), RegistryError> {
-        sqlx::query(
-            "INSERT INTO rule_marks (tenant, rule, device, from_at, to_at, is_false, marked_at)
+        sql("INSERT INTO rule_marks (tenant, rule, device, from_at, to_at, is_false, marked_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7)
              ON CONFLICT (tenant, rule, device, from_at) DO UPDATE SET
-                 to_at = excluded.to_at, is_false = excluded.is_false, marked_at = excluded.marked_at",
-        )
+                 to_at = excluded.to_at, is_false = excluded.is_false, marked_at = excluded.marked_at")
         .bind(tenant.as_str())
         .bind(rule)
         .bind(&mark.device)
@@ -236,20 +226,19 @@ impl Registry {
         .bind(mark.to.as_micros())
         .bind(mark.is_false)
         .bind(self.clock.now().as_micros())
-        .execute(&self.writer)
+        .execute(self.database.writer())
         .await?;
         Ok(())
     }
 
     pub async fn rule_marks(&self, tenant: &TenantId, rule: &str) -> Result<Vec<RuleMark>, RegistryError> {
-        let rows: Vec<(String, i64, i64, bool)> = sqlx::query_as(
-            "SELECT device, from_at, to_at, is_false FROM rule_marks WHERE tenant = $1 AND rule = $2
-             ORDER BY from_at, device",
-        )
-        .bind(tenant.as_str())
-        .bind(rule)
-        .fetch_all(&self.readers)
-        .await?;
+        let rows: Vec<(String, i64, i64, bool)> =
+            sql("SELECT device, from_at, to_at, is_false FROM rule_marks WHERE tenant = $1 AND rule = $2
+             ORDER BY from_at, device")
+            .bind(tenant.as_str())
+            .bind(rule)
+            .fetch_all(self.database.reader())
+            .await?;
         let marks = rows.into_iter().map(|(device, from, to, is_false)| RuleMark {
             device,
             from: Timestamp::from_micros(from),
@@ -266,15 +255,13 @@ impl Registry {
         rule: &str,
         measure: &RuleMeasure,
     ) -> Result<(), RegistryError> {
-        sqlx::query(
-            "INSERT INTO rule_measures
+        sql("INSERT INTO rule_measures
                  (tenant, rule, version, from_at, to_at, fired, right_count, false_count, measured_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
              ON CONFLICT (tenant, rule) DO UPDATE SET
                  version = excluded.version, from_at = excluded.from_at, to_at = excluded.to_at,
                  fired = excluded.fired, right_count = excluded.right_count,
-                 false_count = excluded.false_count, measured_at = excluded.measured_at",
-        )
+                 false_count = excluded.false_count, measured_at = excluded.measured_at")
         .bind(tenant.as_str())
         .bind(rule)
         .bind(measure.version as i64)
@@ -284,7 +271,7 @@ impl Registry {
         .bind(measure.right_count as i64)
         .bind(measure.false_count as i64)
         .bind(self.clock.now().as_micros())
-        .execute(&self.writer)
+        .execute(self.database.writer())
         .await?;
         Ok(())
     }
@@ -294,13 +281,12 @@ impl Registry {
         &self,
         tenant: &TenantId,
     ) -> Result<Vec<(String, RuleMeasure)>, RegistryError> {
-        let rows: Vec<MeasureRow> = sqlx::query_as(
-            "SELECT rule, version, from_at, to_at, fired, right_count, false_count, measured_at
-             FROM rule_measures WHERE tenant = $1 ORDER BY rule",
-        )
-        .bind(tenant.as_str())
-        .fetch_all(&self.readers)
-        .await?;
+        let rows: Vec<MeasureRow> =
+            sql("SELECT rule, version, from_at, to_at, fired, right_count, false_count, measured_at
+             FROM rule_measures WHERE tenant = $1 ORDER BY rule")
+            .bind(tenant.as_str())
+            .fetch_all(self.database.reader())
+            .await?;
         let measures = rows.into_iter().map(
             |(rule, version, from, to, fired, right_count, false_count, measured_at)| {
                 let measure = RuleMeasure {

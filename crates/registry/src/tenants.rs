@@ -1,13 +1,13 @@
 use dunlin_model::TenantId;
 
-use crate::{Registry, RegistryError, is_unique_violation};
+use crate::{Registry, RegistryError, database::sql, is_unique_violation};
 
 impl Registry {
     pub async fn add_tenant(&self, name: &TenantId) -> Result<(), RegistryError> {
-        sqlx::query("INSERT INTO tenants (name, created_at) VALUES ($1, $2)")
+        sql("INSERT INTO tenants (name, created_at) VALUES ($1, $2)")
             .bind(name.as_str())
             .bind(self.clock.now().as_micros())
-            .execute(&self.writer)
+            .execute(self.database.writer())
             .await
             .map_err(|error| match is_unique_violation(&error) {
                 true => RegistryError::Exists { what: "tenant", name: name.to_string() },
@@ -17,16 +17,16 @@ impl Registry {
     }
 
     pub async fn has_tenant(&self, name: &TenantId) -> Result<bool, RegistryError> {
-        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM tenants WHERE name = $1")
+        let (found,): (i64,) = sql("SELECT COUNT(*) FROM tenants WHERE name = $1")
             .bind(name.as_str())
-            .fetch_optional(&self.readers)
+            .fetch_one(self.database.reader())
             .await?;
-        Ok(found.is_some())
+        Ok(found > 0)
     }
 
     pub async fn tenants(&self) -> Result<Vec<TenantId>, RegistryError> {
         let names: Vec<(String,)> =
-            sqlx::query_as("SELECT name FROM tenants ORDER BY name").fetch_all(&self.readers).await?;
+            sql("SELECT name FROM tenants ORDER BY name").fetch_all(self.database.reader()).await?;
         names
             .into_iter()
             .map(|(name,)| name.parse().map_err(|_| RegistryError::Damaged { what: "tenant", value: name }))

@@ -1,6 +1,6 @@
 use dunlin_model::TenantId;
 
-use crate::{Registry, RegistryError, Token, tokens};
+use crate::{Registry, RegistryError, Token, database::sql, tokens};
 
 /// Who a person's token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,23 +30,22 @@ impl Scope {
 impl Registry {
     pub async fn add_user_token(&self, tenant: &TenantId, scope: Scope) -> Result<Token, RegistryError> {
         let token = Token::random("dnu")?;
-        sqlx::query("INSERT INTO user_tokens (hash, tenant, scope, created_at) VALUES ($1, $2, $3, $4)")
+        sql("INSERT INTO user_tokens (hash, tenant, scope, created_at) VALUES ($1, $2, $3, $4)")
             .bind(token.hash())
             .bind(tenant.as_str())
             .bind(scope.as_str())
             .bind(self.clock.now().as_micros())
-            .execute(&self.writer)
+            .execute(self.database.writer())
             .await?;
         Ok(token)
     }
 
     /// `None`: nobody's token.
     pub async fn user_by_token(&self, token: &str) -> Result<Option<User>, RegistryError> {
-        let row: Option<(String, String)> =
-            sqlx::query_as("SELECT tenant, scope FROM user_tokens WHERE hash = $1")
-                .bind(tokens::hash(token))
-                .fetch_optional(&self.readers)
-                .await?;
+        let row: Option<(String, String)> = sql("SELECT tenant, scope FROM user_tokens WHERE hash = $1")
+            .bind(tokens::hash(token))
+            .fetch_optional(self.database.reader())
+            .await?;
         let Some((tenant, scope)) = row else { return Ok(None) };
         let scope = match scope.as_str() {
             "platform" => Scope::Platform,

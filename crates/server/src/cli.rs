@@ -108,6 +108,13 @@ Examples:
     },
     /// Validate the configuration and the rules without starting anything
     Check(CheckArgs),
+    /// Copy the registry from its file into a PostgreSQL database, and compare the two
+    #[command(after_help = "\
+Examples:
+  dunlin migrate --to postgres://dunlin@db.example.com/dunlin --password-file db.password
+The server may run: that tells how long it takes. Then stop it and do it again; only a copy that was made
+while nobody used the original is one that a server starts on.")]
+    Migrate(MigrateArgs),
     /// Print a completion script: `dunlin completions bash > /etc/bash_completion.d/dunlin`
     Completions {
         #[arg(value_enum)]
@@ -441,6 +448,22 @@ pub(crate) struct CheckArgs {
     pub(crate) config: Option<PathBuf>,
     /// Rule files or directories to check [default: the configuration's rules directory]
     pub(crate) rules: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// An empty database, or one with such a copy: postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: String,
+    /// A file with the password for it [default: that of the URL, PGPASSWORD or ~/.pgpass]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Where the server keeps everything [default: ./dunlin-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The server's configuration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) gateway: dunlin_gateway::Config,
     /// Where records are durable: `kind` is `disk` or `kafka`, and the rest is that one's.
     pub(crate) journal: JournalChoice,
+    /// Tenants, devices, credentials, rules and alerts: a file, or PostgreSQL.
+    pub(crate) registry: dunlin_registry::Config,
     pub(crate) tsdb: dunlin_tsdb_parquet::Config,
     /// How copies of messages are recognised, by the store and by the rules.
     pub(crate) copies: dunlin_pipeline::RecentIdsLimits,
@@ -68,6 +70,7 @@ impl Default for Config {
             rules: "rules".into(),
             gateway: Default::default(),
             journal: Default::default(),
+            registry: Default::default(),
             tsdb: Default::default(),
             copies: Default::default(),
             store: Default::default(),
@@ -106,6 +109,7 @@ impl Config {
             JournalChoice::Disk(config) => config.check().map_err(|e| invalid(&e))?,
             JournalChoice::Kafka(config) => config.check().map_err(|e| invalid(&e))?,
         }
+        self.registry.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
         bounds::check(self)?;
         for (name, address) in
@@ -125,6 +129,7 @@ impl Config {
     pub(crate) fn located(mut self) -> Self {
         self.rules = self.data.join(self.rules);
         self.journal = self.journal.located(&self.data);
+        self.registry = self.registry.located(&self.data);
         self.tsdb.dir = self.data.join(self.tsdb.dir);
         if !self.tls.certificate.as_os_str().is_empty() {
             self.tls.certificate = self.data.join(self.tls.certificate);
@@ -204,6 +209,8 @@ mod tests {
             ("gateway.time", "future_tolerance_seconds", huge),
             ("gateway", "connections_max", huge),
             ("journal", "retention_seconds", huge),
+            ("registry", "connections_max", 0),
+            ("registry", "answer_millis_max", huge),
             ("tsdb", "flush_after_seconds", huge),
             ("tsdb", "flush_after_seconds", 0),
             ("tsdb", "retention_seconds", huge),

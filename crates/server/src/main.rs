@@ -27,6 +27,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => commands::check::run(&args),
+        Command::Migrate(args) => commands::run(commands::migrate::run(args)),
         Command::Completions { shell } => commands::completions(shell),
         Command::Device { command, server } => commands::run(commands::device::run(command, server)),
         Command::Tenant { command, server } => commands::run(commands::tenant::run(command, server)),

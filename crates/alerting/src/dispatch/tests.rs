@@ -32,7 +32,7 @@ fn webhook(url: String, timeout_seconds: u64) -> ChannelConfig {
 async fn a_dispatcher_ends_while_a_receiver_holds_it_up() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+    let registry = Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
     let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = webhook(format!("http://{}/", receiver.local_addr().unwrap()), 86_400);
     let metrics = Metrics::register(&mut Default::default());

@@ -127,7 +127,7 @@ impl Lab {
         let clock = Clock::new(move || Timestamp::from_micros(hands.load(SeqCst)));
         let config: Config = toml::from_str(CONFIG).unwrap();
         Executor {
-            registry: Registry::open(&dir.path().join("registry.db"), clock).await.unwrap(),
+            registry: Registry::open_file(&dir.path().join("registry.db"), clock).await.unwrap(),
             policy: Arc::new(Policy::new(&config).unwrap()),
             metrics: Metrics::register(&mut Default::default()),
             senders: Vec::new(),

@@ -72,7 +72,7 @@ impl Journal for Watched {
 
 async fn follower(journal: Arc<Watched>, dir: &tempfile::TempDir) -> Follower {
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    let registry = Registry::open_file(&dir.path().join("registry.db"), clock).await.unwrap();
     let metrics = Metrics::register(&mut Default::default());
     let executor = executor(registry, &metrics);
     Follower { journal, executor, metrics, position: None }
@@ -186,7 +186,7 @@ async fn a_registry_that_fails_is_tried_again_with_all_of_it() {
     assert_eq!((follower.position, follower.metrics.refused.get()), (Some(from), 0), "nothing is skipped");
 
     let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    follower.executor.registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    follower.executor.registry = Registry::open_file(&dir.path().join("registry.db"), clock).await.unwrap();
     assert!(follower.step(ALERTS).await.unwrap());
     assert_eq!(devices_with_alerts(&follower.executor.registry).await, ["a", "b"]);
 }

@@ -89,7 +89,7 @@ impl Lab {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             Timestamp::from_micros(now.as_micros() as i64)
         });
-        let registry = Registry::open(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
+        let registry = Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
         let journal = Arc::new(MemoryJournal::new(1));
         Self { journal, registry, clock, _dir: dir }
     }

@@ -1,7 +1,12 @@
 use dunlin_model::{AlertId, AlertState, AlertStep, Fingerprint, IllegalStep, TenantId, Timestamp};
+use sqlx::AssertSqlSafe;
 
-use super::{Alert, COLUMNS, Row, Tx, alert_of, take_turn};
-use crate::{Registry, RegistryError, tokens::Token};
+use super::{Alert, COLUMNS, Row, alert_of, take_turn};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+    tokens::Token,
+};
 
 /// What a person does to an alert.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,27 +111,25 @@ impl Registry {
         link: Option<&str>,
     ) -> Result<Option<Alert>, ActError> {
         let now = self.clock.now();
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
         if let Some(link) = link {
             use_link(&mut tx, link, now).await?;
         }
-        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let row: Option<Row> = sql(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM alerts WHERE tenant = $1 AND fingerprint = $2 AND since = $3"
         )))
         .bind(tenant.as_str())
         .bind(id.fingerprint.to_string())
         .bind(id.since.as_micros())
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut tx)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let mut alert = alert_of(row)?;
         act.apply(&mut alert, who, now)?;
-        sqlx::query(
-            "UPDATE alerts SET phase = $4, acknowledged_at = $5, acknowledged_by = $6, assignee = $7,
+        sql("UPDATE alerts SET phase = $4, acknowledged_at = $5, acknowledged_by = $6, assignee = $7,
                  snoozed_until = $8, updated_at = $9
-             WHERE tenant = $1 AND fingerprint = $2 AND since = $3",
-        )
+             WHERE tenant = $1 AND fingerprint = $2 AND since = $3")
         .bind(&alert.tenant)
         .bind(id.fingerprint.to_string())
         .bind(id.since.as_micros())
@@ -136,7 +139,7 @@ impl Registry {
         .bind(alert.assignee.as_deref())
         .bind(alert.snoozed_until.map(Timestamp::as_micros))
         .bind(now.as_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         let words = match act {
             Act::Assign(Some(to)) if words.is_empty() => to.as_str(),
@@ -155,46 +158,41 @@ impl Registry {
         id: AlertId,
         limit: u32,
     ) -> Result<Vec<Note>, RegistryError> {
-        let rows: Vec<(i64, String, String, String)> = sqlx::query_as(
-            "SELECT at, who, what, words FROM alert_notes
-             WHERE tenant = $1 AND fingerprint = $2 AND since = $3 ORDER BY at, id LIMIT $4",
-        )
+        let rows: Vec<(i64, String, String, String)> = sql("SELECT at, who, what, words FROM alert_notes
+             WHERE tenant = $1 AND fingerprint = $2 AND since = $3 ORDER BY at, id LIMIT $4")
         .bind(tenant.as_str())
         .bind(id.fingerprint.to_string())
         .bind(id.since.as_micros())
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let note = |(at, who, what, words)| Note { at: Timestamp::from_micros(at), who, what, words };
         Ok(rows.into_iter().map(note).collect())
     }
 }
 
-async fn use_link(tx: &mut Tx, link: &str, now: Timestamp) -> Result<(), ActError> {
-    let used =
-        sqlx::query("INSERT INTO used_links (id, used_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-            .bind(link)
-            .bind(now.as_micros())
-            .execute(tx)
-            .await?;
-    match used.rows_affected() {
+async fn use_link(tx: &mut Transaction, link: &str, now: Timestamp) -> Result<(), ActError> {
+    let used = sql("INSERT INTO used_links (id, used_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
+        .bind(link)
+        .bind(now.as_micros())
+        .execute(tx)
+        .await?;
+    match used {
         0 => Err(ActError::LinkUsed),
         _ => Ok(()),
     }
 }
 
 async fn note(
-    tx: &mut Tx,
+    tx: &mut Transaction,
     alert: &Alert,
     what: &str,
     who: &str,
     words: &str,
     now: Timestamp,
 ) -> Result<(), RegistryError> {
-    sqlx::query(
-        "INSERT INTO alert_notes (id, tenant, fingerprint, since, at, who, what, words)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
+    sql("INSERT INTO alert_notes (id, tenant, fingerprint, since, at, who, what, words)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
     .bind(Token::random("note")?.reveal())
     .bind(&alert.tenant)
     .bind(alert.id.fingerprint.to_string())
@@ -209,18 +207,21 @@ async fn note(
 }
 
 /// What was done may be news to others: alerting looks at the alert again.
-async fn look_again(tx: &mut Tx, alert: &Alert, act: &Act, now: Timestamp) -> Result<(), RegistryError> {
+async fn look_again(
+    tx: &mut Transaction,
+    alert: &Alert,
+    act: &Act,
+    now: Timestamp,
+) -> Result<(), RegistryError> {
     let (kind, at) = match act {
         Act::Acknowledge => ("acknowledged", now),
         Act::Unacknowledge => ("look", now),
         Act::Snooze(until) => ("unsnooze", *until),
         Act::Comment | Act::Assign(_) => return Ok(()),
     };
-    sqlx::query(
-        "INSERT INTO alert_timers (id, at, tenant, fingerprint, since, kind, step, waits_for, targets)
+    sql("INSERT INTO alert_timers (id, at, tenant, fingerprint, since, kind, step, waits_for, targets)
          VALUES ($1, $2, $3, $4, $5, $6, 0, NULL, '')
-         ON CONFLICT (id) DO UPDATE SET at = excluded.at",
-    )
+         ON CONFLICT (id) DO UPDATE SET at = excluded.at")
     .bind(format!("{kind}-{}", alert.id))
     .bind(at.as_micros())
     .bind(&alert.tenant)

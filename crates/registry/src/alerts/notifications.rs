@@ -4,10 +4,13 @@ use dunlin_model::{AlertId, Severity, TenantId, Timestamp};
 use sqlx::AssertSqlSafe;
 
 use super::{
-    Tx, fingerprint_of, list, places, take_turn,
+    fingerprint_of, list, places, take_turn,
     work::{INSERT_ROWS_MAX, STATEMENT_ROWS_MAX},
 };
-use crate::{Registry, RegistryError};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+};
 
 /// Notifications that wait for one channel, due or held; those beyond are kept as dead at once.
 pub const NOTIFICATIONS_DUE_MAX: i64 = 100_000;
@@ -124,24 +127,28 @@ impl NotificationState {
     }
 }
 
-pub(super) async fn put(tx: &mut Tx, new: &[NewNotification], now: Timestamp) -> Result<u64, RegistryError> {
+pub(super) async fn put(
+    tx: &mut Transaction,
+    new: &[NewNotification],
+    now: Timestamp,
+) -> Result<u64, RegistryError> {
     if new.is_empty() {
         return Ok(0);
     }
     let (mut seq,): (i64,) =
-        sqlx::query_as("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
+        sql("SELECT COALESCE(MAX(created_seq), 0) FROM notifications").fetch_one(&mut *tx).await?;
     let mut queue = Queue::of(tx, new).await?;
     let has_due = new.iter().any(|n| n.state == NotificationState::Due);
     let mut to_send = 0;
     for part in new.chunks(INSERT_ROWS_MAX) {
-        let sql = format!(
+        let text = format!(
             "INSERT INTO notifications
                  (idempotency_key, tenant, fingerprint, since, channel, recipient, what, body, group_key, state,
                   reason, carrier, members, next_at, last_error, attempts, created_at, created_seq)
              VALUES {} ON CONFLICT (idempotency_key) DO NOTHING",
             places(part.len(), 18)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+        let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
         for n in part {
             seq += 1;
             let (state, last_error) = match n.state {
@@ -192,7 +199,7 @@ struct Queue {
 }
 
 impl Queue {
-    async fn of(tx: &mut Tx, new: &[NewNotification]) -> Result<Self, RegistryError> {
+    async fn of(tx: &mut Transaction, new: &[NewNotification]) -> Result<Self, RegistryError> {
         let mut queue = Self { waiting: HashMap::new(), ahead: HashSet::new() };
         let mut due = BTreeMap::<&str, HashSet<String>>::new();
         for n in new.iter().filter(|n| n.state == NotificationState::Due) {
@@ -202,7 +209,7 @@ impl Queue {
         if due.is_empty() {
             return Ok(queue);
         }
-        let counts: Vec<(String, i64)> = sqlx::query_as(
+        let counts: Vec<(String, i64)> = sql(
             "SELECT channel, COUNT(*) FROM notifications WHERE state IN ('due', 'held') GROUP BY channel",
         )
         .fetch_all(&mut *tx)
@@ -218,32 +225,32 @@ impl Queue {
 
     async fn stand_behind_waiting(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut Transaction,
         channel: &str,
         fingerprints: &[String],
     ) -> Result<(), RegistryError> {
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT DISTINCT channel, recipient, fingerprint FROM notifications
                  WHERE channel = $1 AND state IN ('due', 'held') AND fingerprint IN ({})",
                 list(2, part.len())
             );
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(channel);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(channel);
             for fingerprint in part {
                 query = query.bind(fingerprint);
             }
-            self.ahead.extend(query.fetch_all(&mut *tx).await?);
+            self.ahead.extend(query.fetch_all::<(String, String, String)>(&mut *tx).await?);
         }
         Ok(())
     }
 
     async fn stand_behind_carried(
         &mut self,
-        tx: &mut Tx,
+        tx: &mut Transaction,
         channel: &str,
         fingerprints: &[String],
     ) -> Result<(), RegistryError> {
-        let (oldest,): (Option<i64>,) = sqlx::query_as(AssertSqlSafe(format!(
+        let (oldest,): (Option<i64>,) = sql(AssertSqlSafe(format!(
             "SELECT MIN(created_seq) FROM notifications WHERE channel = $1 AND {UNSENT_OF_MANY}"
         )))
         .bind(channel)
@@ -252,19 +259,18 @@ impl Queue {
         // What it carries is younger than itself.
         let Some(oldest) = oldest else { return Ok(()) };
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT DISTINCT told.channel, told.recipient, told.fingerprint FROM notifications AS told
                  JOIN notifications AS many ON many.idempotency_key = told.carrier
                  WHERE told.channel = $1 AND told.created_seq > $2 AND many.state IN ('gathering', 'due')
                    AND told.fingerprint IN ({})",
                 list(3, part.len())
             );
-            let query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-            let mut query = query.bind(channel).bind(oldest);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(channel).bind(oldest);
             for fingerprint in part {
                 query = query.bind(fingerprint);
             }
-            self.ahead.extend(query.fetch_all(&mut *tx).await?);
+            self.ahead.extend(query.fetch_all::<(String, String, String)>(&mut *tx).await?);
         }
         Ok(())
     }
@@ -323,7 +329,7 @@ impl Registry {
         channel: &str,
         limit: u32,
     ) -> Result<Vec<Notification>, RegistryError> {
-        let rows: Vec<DueRow> = sqlx::query_as(
+        let rows: Vec<DueRow> = sql(
             "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
              WHERE channel = $1 AND state IN ('due', 'gathering') AND next_at <= $2
              ORDER BY next_at, created_seq LIMIT $3",
@@ -331,7 +337,7 @@ impl Registry {
         .bind(channel)
         .bind(self.clock.now().as_micros())
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         Ok(rows.into_iter().map(|row| row.of(channel)).collect())
     }
@@ -349,30 +355,30 @@ impl Registry {
             if left <= 0 {
                 break;
             }
-            let sql = format!(
+            let text = format!(
                 "SELECT idempotency_key, tenant, recipient, what, body, attempts, members, state FROM notifications
                  WHERE channel = $1 AND state IN ('due', 'held') AND state = 'held' AND fingerprint IN (
                      SELECT fingerprint FROM notifications WHERE idempotency_key IN ({}))
                  ORDER BY created_seq LIMIT $2",
                 list(3, part.len())
             );
-            let mut query =
-                sqlx::query_as::<_, DueRow>(AssertSqlSafe(sql)).persistent(false).bind(channel).bind(left);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(channel).bind(left);
             for first in part {
                 query = query.bind(&first.idempotency_key);
             }
-            held.extend(query.fetch_all(&self.readers).await?.into_iter().map(|row| row.of(channel)));
+            let rows: Vec<DueRow> = query.fetch_all(self.database.reader()).await?;
+            held.extend(rows.into_iter().map(|row| row.of(channel)));
         }
         Ok(held)
     }
 
     /// When the next notification of a channel is due; `None` if none waits.
     pub async fn next_notification(&self, channel: &str) -> Result<Option<Timestamp>, RegistryError> {
-        let (next_at,): (Option<i64>,) = sqlx::query_as(
+        let (next_at,): (Option<i64>,) = sql(
             "SELECT MIN(next_at) FROM notifications WHERE channel = $1 AND state IN ('due', 'gathering')",
         )
         .bind(channel)
-        .fetch_one(&self.readers)
+        .fetch_one(self.database.reader())
         .await?;
         Ok(next_at.map(Timestamp::from_micros))
     }
@@ -380,19 +386,16 @@ impl Registry {
     /// A message of many takes no more from here on; what it has is what it had whenever it is sent. Returns how
     /// many.
     pub async fn close_gathering(&self, idempotency_key: &str) -> Result<u64, RegistryError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
-        sqlx::query(
-            "UPDATE notifications SET state = 'due' WHERE idempotency_key = $1 AND state = 'gathering'",
-        )
-        .bind(idempotency_key)
-        .execute(&mut *tx)
-        .await?;
-        let (members,): (i64,) =
-            sqlx::query_as("SELECT members FROM notifications WHERE idempotency_key = $1")
-                .bind(idempotency_key)
-                .fetch_one(&mut *tx)
-                .await?;
+        sql("UPDATE notifications SET state = 'due' WHERE idempotency_key = $1 AND state = 'gathering'")
+            .bind(idempotency_key)
+            .execute(&mut tx)
+            .await?;
+        let (members,): (i64,) = sql("SELECT members FROM notifications WHERE idempotency_key = $1")
+            .bind(idempotency_key)
+            .fetch_one(&mut tx)
+            .await?;
         tx.commit().await?;
         Ok(members as u64)
     }
@@ -400,7 +403,7 @@ impl Registry {
     /// What should reach the receiver before a message of many and is due, now or later: what its alerts said earlier, and
     /// older messages of many. When the last of it is due, and how often what was tried least was tried; `None`: nothing.
     pub async fn due_before(&self, of_many: &str) -> Result<Option<(Timestamp, u32)>, RegistryError> {
-        let (at, attempts): (Option<i64>, Option<i64>) = sqlx::query_as(
+        let (at, attempts): (Option<i64>, Option<i64>) = sql(
             "SELECT MAX(earlier.next_at), MIN(earlier.attempts)
              FROM notifications AS many JOIN notifications AS earlier
                ON earlier.channel = many.channel AND earlier.recipient = many.recipient
@@ -412,7 +415,7 @@ impl Registry {
                      AND COALESCE(told.carrier, '') = many.idempotency_key))",
         )
         .bind(of_many)
-        .fetch_one(&self.readers)
+        .fetch_one(self.database.reader())
         .await?;
         Ok(at.zip(attempts).map(|(at, attempts)| (Timestamp::from_micros(at), attempts as u32)))
     }
@@ -423,11 +426,14 @@ impl Registry {
         idempotency_key: &str,
         until: Timestamp,
     ) -> Result<(), RegistryError> {
-        sqlx::query("UPDATE notifications SET next_at = $2 WHERE idempotency_key = $1 AND state = 'due'")
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        sql("UPDATE notifications SET next_at = $2 WHERE idempotency_key = $1 AND state = 'due'")
             .bind(idempotency_key)
             .bind(until.as_micros())
-            .execute(&self.writer)
+            .execute(&mut tx)
             .await?;
+        tx.commit().await?;
         Ok(())
     }
 
@@ -452,7 +458,7 @@ impl Registry {
             condition: String,
             created_at: i64,
         }
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<Row> = sql(
             "SELECT n.created_seq, n.fingerprint, n.since, n.what, n.reason, a.rule, a.device, a.severity, a.value,
                     a.condition, n.created_at
              FROM notifications AS n JOIN alerts AS a
@@ -462,7 +468,7 @@ impl Registry {
         .bind(carrier)
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let carried = |row: Row| {
             Ok(Carried {
@@ -490,13 +496,11 @@ impl Registry {
 
     /// Whether a tenant has a message of many of this key.
     pub async fn has_carrier(&self, tenant: &TenantId, key: &str) -> Result<bool, RegistryError> {
-        let found: Option<(i64,)> = sqlx::query_as(
-            "SELECT members FROM notifications
-             WHERE tenant = $1 AND idempotency_key = $2 AND what IN ('digest', 'group')",
-        )
+        let found: Option<(i64,)> = sql("SELECT members FROM notifications
+             WHERE tenant = $1 AND idempotency_key = $2 AND what IN ('digest', 'group')")
         .bind(tenant.as_str())
         .bind(key)
-        .fetch_optional(&self.readers)
+        .fetch_optional(self.database.reader())
         .await?;
         Ok(found.is_some())
     }
@@ -506,32 +510,32 @@ impl Registry {
         &self,
         carrier: &str,
     ) -> Result<BTreeMap<(String, String, String), u64>, RegistryError> {
-        let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-            "SELECT a.rule, a.severity, n.what, COUNT(*) FROM notifications AS n JOIN alerts AS a
+        let rows: Vec<(String, String, String, i64)> =
+            sql("SELECT a.rule, a.severity, n.what, COUNT(*) FROM notifications AS n JOIN alerts AS a
                ON a.tenant = n.tenant AND a.fingerprint = n.fingerprint AND a.since = n.since
-             WHERE n.carrier = $1 GROUP BY a.rule, a.severity, n.what",
-        )
-        .bind(carrier)
-        .fetch_all(&self.readers)
-        .await?;
+             WHERE n.carrier = $1 GROUP BY a.rule, a.severity, n.what")
+            .bind(carrier)
+            .fetch_all(self.database.reader())
+            .await?;
         Ok(rows.into_iter().map(|(rule, severity, what, n)| ((rule, severity, what), n as u64)).collect())
     }
 
     /// They were sent: what each held up is due.
     pub async fn notifications_sent(&self, idempotency_keys: &[&str]) -> Result<(), RegistryError> {
         let now = self.clock.now().as_micros();
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
         for part in idempotency_keys.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "UPDATE notifications SET state = 'sent', attempts = attempts + 1, last_error = NULL, sent_at = $1
                  WHERE idempotency_key IN ({})",
                 list(2, part.len())
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == 1).bind(now);
+            let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == 1).bind(now);
             for key in part {
                 query = query.bind(*key);
             }
-            query.execute(&mut *tx).await?;
+            query.execute(&mut tx).await?;
             release(&mut tx, part, now).await?;
         }
         tx.commit().await?;
@@ -545,16 +549,15 @@ impl Registry {
         error: &str,
         retry_at: Option<Timestamp>,
     ) -> Result<(), RegistryError> {
-        let mut tx = self.writer.begin().await?;
-        sqlx::query(
-            "UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
-             WHERE idempotency_key = $1",
-        )
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        sql("UPDATE notifications SET state = $2, attempts = attempts + 1, last_error = $3, next_at = $4
+             WHERE idempotency_key = $1")
         .bind(idempotency_key)
         .bind(if retry_at.is_some() { "due" } else { "dead" })
         .bind(error)
         .bind(retry_at.unwrap_or_default().as_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         release(&mut tx, &[idempotency_key], self.clock.now().as_micros()).await?;
         tx.commit().await?;
@@ -567,16 +570,17 @@ impl Registry {
         tenant: &TenantId,
         idempotency_key: &str,
     ) -> Result<bool, RegistryError> {
-        let revived = sqlx::query(
-            "UPDATE notifications SET state = 'due', attempts = 0, next_at = $3
-             WHERE tenant = $1 AND idempotency_key = $2 AND state = 'dead'",
-        )
+        let mut tx = self.database.begin().await?;
+        take_turn(&mut tx).await?;
+        let revived = sql("UPDATE notifications SET state = 'due', attempts = 0, next_at = $3
+             WHERE tenant = $1 AND idempotency_key = $2 AND state = 'dead'")
         .bind(tenant.as_str())
         .bind(idempotency_key)
         .bind(self.clock.now().as_micros())
-        .execute(&self.writer)
+        .execute(&mut tx)
         .await?;
-        Ok(revived.rows_affected() > 0)
+        tx.commit().await?;
+        Ok(revived > 0)
     }
 
     /// The newest first; of one alert the oldest first.
@@ -603,7 +607,7 @@ impl Registry {
             sent_at: Option<i64>,
         }
         let order = if filter.alert.is_some() { "ASC" } else { "DESC" };
-        let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT idempotency_key, fingerprint, since, channel, recipient, what, state, reason, carrier, members,
                     attempts, last_error, created_at, sent_at
              FROM notifications
@@ -618,7 +622,7 @@ impl Registry {
         .bind(filter.alert.map(|a| a.fingerprint.to_string()))
         .bind(filter.alert.map_or(0, |a| a.since.as_micros()))
         .bind(i64::from(filter.limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         let told = |row: Row| Told {
             alert: row
@@ -644,7 +648,7 @@ impl Registry {
 }
 
 /// What notifications that are through held up becomes due, unless something else of its alert stands before it still.
-async fn release(tx: &mut Tx, idempotency_keys: &[&str], now: i64) -> Result<(), RegistryError> {
+async fn release(tx: &mut Transaction, idempotency_keys: &[&str], now: i64) -> Result<(), RegistryError> {
     let first_of = |whose: &str| {
         format!(
             "(SELECT MIN(first.created_seq) FROM notifications AS first
@@ -662,7 +666,7 @@ async fn release(tx: &mut Tx, idempotency_keys: &[&str], now: i64) -> Result<(),
         first_of("held")
     );
     for which in [of_its_alert, of_those_it_carried] {
-        let sql = format!(
+        let text = format!(
             "UPDATE notifications SET state = 'due', next_at = $1 WHERE idempotency_key IN (
                  SELECT held.idempotency_key FROM notifications AS done JOIN notifications AS held
                    ON held.channel = done.channel AND held.recipient = done.recipient
@@ -678,7 +682,7 @@ async fn release(tx: &mut Tx, idempotency_keys: &[&str], now: i64) -> Result<(),
                          WHERE channel = held.channel AND {UNSENT_OF_MANY})))",
             keys = list(2, idempotency_keys.len()),
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(idempotency_keys.len() == 1).bind(now);
+        let mut query = sql(AssertSqlSafe(text)).persistent(idempotency_keys.len() == 1).bind(now);
         for key in idempotency_keys {
             query = query.bind(*key);
         }

@@ -1,7 +1,8 @@
 use dunlin_model::{TenantId, Timestamp};
+use sqlx::AssertSqlSafe;
 
 use super::take_turn;
-use crate::{Registry, RegistryError, tokens::Token};
+use crate::{Registry, RegistryError, database::sql, tokens::Token};
 
 /// A time in which some alerts are not told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +90,9 @@ impl Silence {
 impl Registry {
     pub async fn add_silence(&self, tenant: &TenantId, new: &NewSilence) -> Result<Silence, RegistryError> {
         let (id, now) = (Token::random("sil")?.reveal().to_owned(), self.clock.now());
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
-        sqlx::query(sqlx::AssertSqlSafe(format!(
+        sql(AssertSqlSafe(format!(
             "INSERT INTO silences ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
         )))
         .bind(&id)
@@ -104,7 +105,7 @@ impl Registry {
         .bind(&new.comment)
         .bind(&new.created_by)
         .bind(now.as_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         let NewSilence { matchers, starts_at, ends_at, every_seconds, until, comment, created_by } =
@@ -127,55 +128,52 @@ impl Registry {
     /// Ends it now; what it kept back is looked at again. False if it had ended.
     pub async fn expire_silence(&self, tenant: &TenantId, id: &str) -> Result<bool, RegistryError> {
         let now = self.clock.now().as_micros();
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
-        let expired =
-            sqlx::query("UPDATE silences SET until = $3 WHERE tenant = $1 AND id = $2 AND until > $3")
-                .bind(tenant.as_str())
-                .bind(id)
-                .bind(now)
-                .execute(&mut *tx)
-                .await?;
-        sqlx::query("UPDATE alert_timers SET at = $2 WHERE waits_for = $1 AND at > $2")
+        let expired = sql("UPDATE silences SET until = $3 WHERE tenant = $1 AND id = $2 AND until > $3")
+            .bind(tenant.as_str())
             .bind(id)
             .bind(now)
-            .execute(&mut *tx)
+            .execute(&mut tx)
+            .await?;
+        sql("UPDATE alert_timers SET at = $2 WHERE waits_for = $1 AND at > $2")
+            .bind(id)
+            .bind(now)
+            .execute(&mut tx)
             .await?;
         tx.commit().await?;
-        Ok(expired.rows_affected() > 0)
+        Ok(expired > 0)
     }
 
     pub async fn silence(&self, tenant: &TenantId, id: &str) -> Result<Option<Silence>, RegistryError> {
-        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM silences WHERE tenant = $1 AND id = $2"
-        )))
-        .bind(tenant.as_str())
-        .bind(id)
-        .fetch_optional(&self.readers)
-        .await?;
+        let row: Option<Row> =
+            sql(AssertSqlSafe(format!("SELECT {COLUMNS} FROM silences WHERE tenant = $1 AND id = $2")))
+                .bind(tenant.as_str())
+                .bind(id)
+                .fetch_optional(self.database.reader())
+                .await?;
         Ok(row.map(Silence::from))
     }
 
     /// Those that end last come first.
     pub async fn silences(&self, tenant: &TenantId, limit: u32) -> Result<Vec<Silence>, RegistryError> {
-        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM silences WHERE tenant = $1 ORDER BY until DESC, id LIMIT $2"
         )))
         .bind(tenant.as_str())
         .bind(i64::from(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(self.database.reader())
         .await?;
         Ok(rows.into_iter().map(Silence::from).collect())
     }
 
     /// How many have not ended.
     pub async fn silences_open(&self, tenant: &TenantId) -> Result<u64, RegistryError> {
-        let (count,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM silences WHERE tenant = $1 AND until > $2")
-                .bind(tenant.as_str())
-                .bind(self.clock.now().as_micros())
-                .fetch_one(&self.readers)
-                .await?;
+        let (count,): (i64,) = sql("SELECT COUNT(*) FROM silences WHERE tenant = $1 AND until > $2")
+            .bind(tenant.as_str())
+            .bind(self.clock.now().as_micros())
+            .fetch_one(self.database.reader())
+            .await?;
         Ok(count as u64)
     }
 }

@@ -1,14 +1,17 @@
 use std::collections::{HashMap, HashSet};
 
 use dunlin_model::{AlertId, AlertPhase, AlertTransition, Fingerprint, Timestamp, TransitionId};
-use sqlx::{AssertSqlSafe, Sqlite, Transaction};
+use sqlx::AssertSqlSafe;
 
 use super::{
     Alert, COLUMNS, NewNotification, Row, Silence, alert_of, fingerprint_of, lines_of, list,
     notifications::{self, UNSENT_OF_MANY},
     places, silences, take_turn,
 };
-use crate::{Registry, RegistryError};
+use crate::{
+    Registry, RegistryError,
+    database::{Transaction, sql},
+};
 
 /// Names in one question.
 pub(super) const STATEMENT_ROWS_MAX: usize = 200;
@@ -20,7 +23,7 @@ pub(super) const INSERT_ROWS_MAX: usize = 20;
 /// nobody else changes alerts.
 #[derive(Debug)]
 pub struct AlertWork {
-    tx: Transaction<'static, Sqlite>,
+    tx: Transaction,
     now: Timestamp,
 }
 
@@ -126,7 +129,7 @@ fn timer_of(row: TimerRow) -> Result<Timer, RegistryError> {
 
 impl Registry {
     pub async fn alert_work(&self) -> Result<AlertWork, RegistryError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = self.database.begin().await?;
         take_turn(&mut tx).await?;
         Ok(AlertWork { tx, now: self.clock.now() })
     }
@@ -134,7 +137,7 @@ impl Registry {
     /// When something is to be looked at next.
     pub async fn next_alert_timer(&self) -> Result<Option<Timestamp>, RegistryError> {
         let (at,): (Option<i64>,) =
-            sqlx::query_as("SELECT MIN(at) FROM alert_timers").fetch_one(&self.readers).await?;
+            sql("SELECT MIN(at) FROM alert_timers").fetch_one(self.database.reader()).await?;
         Ok(at.map(Timestamp::from_micros))
     }
 }
@@ -156,24 +159,24 @@ impl AlertWork {
     ) -> Result<HashSet<TransitionId>, RegistryError> {
         let mut fresh: HashSet<TransitionId> = transitions.iter().map(|t| t.id).collect();
         for part in transitions.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!("SELECT id FROM alert_transitions WHERE id IN ({})", list(1, part.len()));
-            let mut query = sqlx::query_as::<_, (String,)>(AssertSqlSafe(sql)).persistent(false);
+            let text = format!("SELECT id FROM alert_transitions WHERE id IN ({})", list(1, part.len()));
+            let mut query = sql(AssertSqlSafe(text)).persistent(false);
             for t in part {
                 query = query.bind(t.id.to_string());
             }
-            for (id,) in query.fetch_all(&mut *self.tx).await? {
+            for (id,) in query.fetch_all::<(String,)>(&mut self.tx).await? {
                 fresh.remove(&TransitionId(fingerprint_of(&id)?.0));
             }
         }
         let new: Vec<&AlertTransition> = transitions.iter().filter(|t| fresh.contains(&t.id)).collect();
         for part in new.chunks(INSERT_ROWS_MAX) {
             // One that stands in the stretch twice is the same.
-            let sql = format!(
+            let text = format!(
                 "INSERT INTO alert_transitions (id, tenant, fingerprint, phase, at, value, applied_at)
                  VALUES {} ON CONFLICT (id) DO NOTHING",
                 places(part.len(), 7)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+            let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
             for t in part {
                 query = query
                     .bind(t.id.to_string())
@@ -184,7 +187,7 @@ impl AlertWork {
                     .bind(t.value)
                     .bind(self.now.as_micros());
             }
-            query.execute(&mut *self.tx).await?;
+            query.execute(&mut self.tx).await?;
         }
         Ok(fresh)
     }
@@ -198,21 +201,19 @@ impl AlertWork {
     ) -> Result<HashMap<Fingerprint, Vec<Timestamp>>, RegistryError> {
         let mut firings = HashMap::<_, Vec<_>>::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT fingerprint, at FROM (
                      SELECT fingerprint, at, ROW_NUMBER() OVER (PARTITION BY fingerprint ORDER BY at DESC) AS n
                      FROM alert_transitions WHERE at >= $1 AND phase = 'firing' AND fingerprint IN ({})) AS newest
                  WHERE n <= $2",
                 list(3, part.len())
             );
-            let mut query = sqlx::query_as::<_, (String, i64)>(AssertSqlSafe(sql))
-                .persistent(false)
-                .bind(from.as_micros())
-                .bind(i64::from(each_max));
+            let query = sql(AssertSqlSafe(text)).persistent(false);
+            let mut query = query.bind(from.as_micros()).bind(i64::from(each_max));
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
-            for (fingerprint, at) in query.fetch_all(&mut *self.tx).await? {
+            for (fingerprint, at) in query.fetch_all::<(String, i64)>(&mut self.tx).await? {
                 firings.entry(fingerprint_of(&fingerprint)?).or_default().push(Timestamp::from_micros(at));
             }
         }
@@ -227,16 +228,16 @@ impl AlertWork {
     ) -> Result<Vec<Alert>, RegistryError> {
         let mut open = Vec::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT {COLUMNS} FROM alerts
                  WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND fingerprint IN ({})",
                 list(2, part.len())
             );
-            let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false).bind(tenant);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(tenant);
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
-            for row in query.fetch_all(&mut *self.tx).await? {
+            for row in query.fetch_all::<Row>(&mut self.tx).await? {
                 open.push(alert_of(row)?);
             }
         }
@@ -250,16 +251,16 @@ impl AlertWork {
     ) -> Result<HashMap<Fingerprint, Alert>, RegistryError> {
         let mut newest = HashMap::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT {COLUMNS} FROM alerts WHERE (fingerprint, since) IN (
                      SELECT fingerprint, MAX(since) FROM alerts WHERE fingerprint IN ({}) GROUP BY fingerprint)",
                 list(1, part.len())
             );
-            let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false);
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
-            for row in query.fetch_all(&mut *self.tx).await? {
+            for row in query.fetch_all::<Row>(&mut self.tx).await? {
                 let alert = alert_of(row)?;
                 newest.insert(alert.id.fingerprint, alert);
             }
@@ -275,17 +276,15 @@ impl AlertWork {
     ) -> Result<HashSet<AlertId>, RegistryError> {
         let mut known = HashSet::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT fingerprint, since FROM alerts WHERE since >= $1 AND fingerprint IN ({})",
                 list(2, part.len())
             );
-            let mut query = sqlx::query_as::<_, (String, i64)>(AssertSqlSafe(sql))
-                .persistent(false)
-                .bind(from.as_micros());
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(from.as_micros());
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
-            for (fingerprint, since) in query.fetch_all(&mut *self.tx).await? {
+            for (fingerprint, since) in query.fetch_all::<(String, i64)>(&mut self.tx).await? {
                 let since = Timestamp::from_micros(since);
                 known.insert(AlertId { fingerprint: fingerprint_of(&fingerprint)?, since });
             }
@@ -295,8 +294,11 @@ impl AlertWork {
 
     /// Alerts as they are now; in the order of their ids they change fewer pages.
     pub async fn put_alerts(&mut self, alerts: &[Alert]) -> Result<(), RegistryError> {
-        for part in alerts.chunks(INSERT_ROWS_MAX) {
-            let sql = format!(
+        // A fingerprint has but one that is open, also between two rows.
+        let mut over_first: Vec<&Alert> = alerts.iter().collect();
+        over_first.sort_by_key(|alert| alert.state.is_open());
+        for part in over_first.chunks(INSERT_ROWS_MAX) {
+            let text = format!(
                 "INSERT INTO alerts ({COLUMNS}, updated_at) VALUES {}
                  ON CONFLICT (tenant, fingerprint, since) DO UPDATE SET
                      severity = excluded.severity, phase = excluded.phase, fired_at = excluded.fired_at,
@@ -305,7 +307,7 @@ impl AlertWork {
                      condition = excluded.condition, told = excluded.told, updated_at = excluded.updated_at",
                 places(part.len(), 17)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+            let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
             for a in part {
                 query = query
                     .bind(&a.tenant)
@@ -326,16 +328,16 @@ impl AlertWork {
                     .bind(a.told.as_ref().map(|told| told.join("\n")))
                     .bind(self.now.as_micros());
             }
-            query.execute(&mut *self.tx).await?;
+            query.execute(&mut self.tx).await?;
         }
         Ok(())
     }
 
     /// Of all tenants, those that may be in force or will be.
     pub async fn silences(&mut self) -> Result<Vec<Silence>, RegistryError> {
-        let sql = format!("SELECT {} FROM silences WHERE until > $1 ORDER BY id", silences::COLUMNS);
-        let query = sqlx::query_as::<_, silences::Row>(AssertSqlSafe(sql)).bind(self.now.as_micros());
-        Ok(query.fetch_all(&mut *self.tx).await?.into_iter().map(Silence::from).collect())
+        let text = format!("SELECT {} FROM silences WHERE until > $1 ORDER BY id", silences::COLUMNS);
+        let query = sql(AssertSqlSafe(text)).bind(self.now.as_micros());
+        Ok(query.fetch_all::<silences::Row>(&mut self.tx).await?.into_iter().map(Silence::from).collect())
     }
 
     /// The gateway device that each of these devices of a tenant is behind, if it is behind one.
@@ -346,17 +348,16 @@ impl AlertWork {
     ) -> Result<HashMap<String, String>, RegistryError> {
         let mut parents = HashMap::new();
         for part in devices.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT name, parent FROM devices
                  WHERE tenant = $1 AND parent IS NOT NULL AND name IN ({})",
                 list(2, part.len())
             );
-            let mut query =
-                sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql)).persistent(false).bind(tenant);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(tenant);
             for device in part {
                 query = query.bind(*device);
             }
-            parents.extend(query.fetch_all(&mut *self.tx).await?);
+            parents.extend(query.fetch_all::<(String, String)>(&mut self.tx).await?);
         }
         Ok(parents)
     }
@@ -365,16 +366,16 @@ impl AlertWork {
     pub async fn firing_on(&mut self, tenant: &str, devices: &[&str]) -> Result<Vec<Alert>, RegistryError> {
         let mut firing = Vec::new();
         for part in devices.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT {COLUMNS} FROM alerts
                  WHERE tenant = $1 AND phase IN ('pending', 'firing', 'acknowledged') AND device IN ({})",
                 list(2, part.len())
             );
-            let mut query = sqlx::query_as::<_, Row>(AssertSqlSafe(sql)).persistent(false).bind(tenant);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false).bind(tenant);
             for device in part {
                 query = query.bind(*device);
             }
-            for row in query.fetch_all(&mut *self.tx).await? {
+            for row in query.fetch_all::<Row>(&mut self.tx).await? {
                 firing.push(alert_of(row)?);
             }
         }
@@ -384,25 +385,25 @@ impl AlertWork {
 
     pub async fn budgets(&mut self) -> Result<HashMap<String, Timestamp>, RegistryError> {
         let rows: Vec<(String, i64)> =
-            sqlx::query_as("SELECT name, paid_until FROM alert_budgets WHERE paid_until > $1")
+            sql("SELECT name, paid_until FROM alert_budgets WHERE paid_until > $1")
                 .bind(self.now.as_micros())
-                .fetch_all(&mut *self.tx)
+                .fetch_all(&mut self.tx)
                 .await?;
         Ok(rows.into_iter().map(|(name, at)| (name, Timestamp::from_micros(at))).collect())
     }
 
     pub async fn put_budgets(&mut self, budgets: &[(String, Timestamp)]) -> Result<(), RegistryError> {
         for part in budgets.chunks(INSERT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "INSERT INTO alert_budgets (name, paid_until) VALUES {}
                  ON CONFLICT (name) DO UPDATE SET paid_until = excluded.paid_until",
                 places(part.len(), 2)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+            let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
             for (name, at) in part {
                 query = query.bind(name).bind(at.as_micros());
             }
-            query.execute(&mut *self.tx).await?;
+            query.execute(&mut self.tx).await?;
         }
         Ok(())
     }
@@ -410,12 +411,12 @@ impl AlertWork {
     /// The messages of many that still take more.
     pub async fn gatherings(&mut self) -> Result<Vec<Gathering>, RegistryError> {
         type Row = (String, String, String, String, String, String, i64, i64);
-        let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+        let rows: Vec<Row> = sql(AssertSqlSafe(format!(
             "SELECT idempotency_key, tenant, channel, recipient, what, group_key, members, next_at FROM notifications
              WHERE {UNSENT_OF_MANY} AND state = 'gathering' AND next_at > $1"
         )))
         .bind(self.now.as_micros())
-        .fetch_all(&mut *self.tx)
+        .fetch_all(&mut self.tx)
         .await?;
         let gathering =
             |(key, tenant, channel, recipient, what, group_key, members, closes): Row| Gathering {
@@ -434,14 +435,12 @@ impl AlertWork {
     /// How many members a message of many has now, and when it closes.
     pub async fn put_gatherings(&mut self, gatherings: &[Gathering]) -> Result<(), RegistryError> {
         for g in gatherings {
-            sqlx::query(
-                "UPDATE notifications SET members = $2, next_at = $3
-                 WHERE idempotency_key = $1 AND state = 'gathering'",
-            )
+            sql("UPDATE notifications SET members = $2, next_at = $3
+                 WHERE idempotency_key = $1 AND state = 'gathering'")
             .bind(&g.key)
             .bind(g.members as i64)
             .bind(g.closes_at.as_micros())
-            .execute(&mut *self.tx)
+            .execute(&mut self.tx)
             .await?;
         }
         Ok(())
@@ -454,14 +453,12 @@ impl AlertWork {
 
     /// Timers that are due, oldest first; they are taken.
     pub async fn take_due_timers(&mut self, limit: u32) -> Result<Vec<Timer>, RegistryError> {
-        let rows: Vec<TimerRow> = sqlx::query_as(
-            "DELETE FROM alert_timers WHERE id IN (
+        let rows: Vec<TimerRow> = sql("DELETE FROM alert_timers WHERE id IN (
                  SELECT id FROM alert_timers WHERE at <= $1 ORDER BY at, id LIMIT $2)
-             RETURNING at, tenant, fingerprint, since, kind, step, waits_for, targets",
-        )
+             RETURNING at, tenant, fingerprint, since, kind, step, waits_for, targets")
         .bind(self.now.as_micros())
         .bind(i64::from(limit))
-        .fetch_all(&mut *self.tx)
+        .fetch_all(&mut self.tx)
         .await?;
         let mut timers: Vec<Timer> = rows.into_iter().map(timer_of).collect::<Result<_, _>>()?;
         timers.sort_by_key(|t| (t.at, t.alert, t.kind));
@@ -472,16 +469,16 @@ impl AlertWork {
     pub async fn calm_timers(&mut self, fingerprints: &[Fingerprint]) -> Result<Vec<Timer>, RegistryError> {
         let mut timers = Vec::new();
         for part in fingerprints.chunks(STATEMENT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "SELECT at, tenant, fingerprint, since, kind, step, waits_for, targets FROM alert_timers
                  WHERE kind = 'calm' AND fingerprint IN ({})",
                 list(1, part.len())
             );
-            let mut query = sqlx::query_as::<_, TimerRow>(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sql(AssertSqlSafe(text)).persistent(false);
             for fingerprint in part {
                 query = query.bind(fingerprint.to_string());
             }
-            for row in query.fetch_all(&mut *self.tx).await? {
+            for row in query.fetch_all::<TimerRow>(&mut self.tx).await? {
                 timers.push(timer_of(row)?);
             }
         }
@@ -493,13 +490,13 @@ impl AlertWork {
         let by_id: HashMap<String, &Timer> = timers.iter().map(|t| (t.id(), t)).collect();
         let by_id: Vec<(String, &Timer)> = by_id.into_iter().collect();
         for part in by_id.chunks(INSERT_ROWS_MAX) {
-            let sql = format!(
+            let text = format!(
                 "INSERT INTO alert_timers (id, at, tenant, fingerprint, since, kind, step, waits_for, targets)
                  VALUES {} ON CONFLICT (id) DO UPDATE SET at = excluded.at, since = excluded.since,
                      step = excluded.step, waits_for = excluded.waits_for, targets = excluded.targets",
                 places(part.len(), 9)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(part.len() == INSERT_ROWS_MAX);
+            let mut query = sql(AssertSqlSafe(text)).persistent(part.len() == INSERT_ROWS_MAX);
             for (id, t) in part {
                 let step = if let TimerKind::Step(step) = t.kind { i64::from(step) } else { 0 };
                 query = query
@@ -513,7 +510,7 @@ impl AlertWork {
                     .bind(t.waits_for.as_deref())
                     .bind(t.targets.join("\n"));
             }
-            query.execute(&mut *self.tx).await?;
+            query.execute(&mut self.tx).await?;
         }
         Ok(())
     }
@@ -521,7 +518,7 @@ impl AlertWork {
     /// Of these alerts nothing is to be looked at again but whether they flap, and what waits for their end is due.
     pub async fn end_timers(&mut self, over: &[AlertId]) -> Result<(), RegistryError> {
         for part in over.chunks(STATEMENT_ROWS_MAX) {
-            let mut of_alert = sqlx::query(AssertSqlSafe(format!(
+            let mut of_alert = sql(AssertSqlSafe(format!(
                 "DELETE FROM alert_timers WHERE kind <> 'calm' AND fingerprint IN ({})",
                 list(1, part.len())
             )))
@@ -529,8 +526,8 @@ impl AlertWork {
             for id in part {
                 of_alert = of_alert.bind(id.fingerprint.to_string());
             }
-            of_alert.execute(&mut *self.tx).await?;
-            let mut of_others = sqlx::query(AssertSqlSafe(format!(
+            of_alert.execute(&mut self.tx).await?;
+            let mut of_others = sql(AssertSqlSafe(format!(
                 "UPDATE alert_timers SET at = $1 WHERE at > $1 AND waits_for IN ({})",
                 list(2, part.len())
             )))
@@ -539,7 +536,7 @@ impl AlertWork {
             for id in part {
                 of_others = of_others.bind(id.to_string());
             }
-            of_others.execute(&mut *self.tx).await?;
+            of_others.execute(&mut self.tx).await?;
         }
         Ok(())
     }
@@ -550,14 +547,12 @@ impl AlertWork {
         partition: u16,
         next: u64,
     ) -> Result<(), RegistryError> {
-        sqlx::query(
-            "INSERT INTO positions (consumer, partition, position) VALUES ($1, $2, $3)
-             ON CONFLICT (consumer, partition) DO UPDATE SET position = excluded.position",
-        )
+        sql("INSERT INTO positions (consumer, partition, position) VALUES ($1, $2, $3)
+             ON CONFLICT (consumer, partition) DO UPDATE SET position = excluded.position")
         .bind(consumer)
         .bind(i64::from(partition))
         .bind(next as i64)
-        .execute(&mut *self.tx)
+        .execute(&mut self.tx)
         .await?;
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! Clients of a running server: they speak to its API as anybody could.
+//! Clients of a running server: they speak to its API as anybody could. `check` and `migrate` work on files.
 
 pub(crate) mod alerts;
 pub(crate) mod check;
 pub(crate) mod device;
+pub(crate) mod migrate;
 pub(crate) mod query;
 pub(crate) mod replay;
 pub(crate) mod rule;

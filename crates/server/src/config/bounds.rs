@@ -16,7 +16,7 @@ const COUNT_MAX: u64 = 1 << 32;
 const NICE_MAX: i32 = 19;
 
 pub(super) fn check(config: &Config) -> Result<(), Failure> {
-    let Config { gateway, journal, tsdb, copies, store, pipeline, alerting, console, .. } = config;
+    let Config { gateway, journal, registry, tsdb, copies, store, pipeline, alerting, console, .. } = config;
     let limits = &pipeline.limits;
     let retention = tsdb.retention_seconds.unwrap_or(YEAR);
     #[rustfmt::skip]
@@ -37,6 +37,11 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
         ("tls.renewal.check_seconds", config.tls.renewal.check_seconds.into(), 1, DAY),
         ("tls.renewal.warn_days", config.tls.renewal.warn_days.into(), 0, 10_000),
         ("gateway.time.future_tolerance_seconds", gateway.time.future_tolerance_seconds, 0, 100 * YEAR),
+
+        ("registry.connections_max", registry.connections_max.into(), 1, 10_000),
+        ("registry.connect_millis_max", registry.connect_millis_max, 100, 60_000),
+        ("registry.answer_millis_max", registry.answer_millis_max, 100, 600_000),
+        ("registry.start_seconds_max", registry.start_seconds_max, 0, DAY),
 
         ("tsdb.retention_seconds", retention, 1, 1_000 * YEAR),
         ("tsdb.memtable_bytes_max", tsdb.memtable_bytes_max as u64, 64 * KIB, TIB),

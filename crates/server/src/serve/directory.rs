@@ -4,25 +4,40 @@ use dunlin_gateway::{Admitted, Certified, ChildAnswer, Denied, Directory};
 use dunlin_model::{DeviceId, chain};
 use dunlin_registry::{Device, NoChild, Registry, RegistryError};
 use futures::future::BoxFuture;
+use tokio::runtime::Handle;
 
 #[derive(Debug)]
 pub(crate) struct RegistryDirectory {
     pub(crate) registry: Registry,
     pub(crate) children_max: u64,
+    /// Connections to a database live on the runtime on which they are used first. The gateway's are busy, and end
+    /// before others have asked their last.
+    pub(crate) runtime: Handle,
+}
+
+impl RegistryDirectory {
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl Future<Output = Result<T, Denied>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Denied>> {
+        let asked = self.runtime.spawn(question);
+        Box::pin(async { asked.await.unwrap_or_else(|error| Err(Denied::Unavailable(chain(&error)))) })
+    }
 }
 
 impl Directory for RegistryDirectory {
     fn admit(&self, token: String) -> BoxFuture<'_, Result<Admitted, Denied>> {
-        Box::pin(async move {
-            let device = self.registry.device_by_token(&token).await.map_err(unavailable)?;
+        let registry = self.registry.clone();
+        self.ask(async move {
+            let device = registry.device_by_token(&token).await.map_err(unavailable)?;
             admitted(device.ok_or(Denied::UnknownToken)?)
         })
     }
 
     fn admit_certified(&self, certified: &Certified) -> BoxFuture<'_, Result<Admitted, Denied>> {
-        let Certified { tenant, device } = certified.clone();
-        Box::pin(async move {
-            let device = self.registry.device(&tenant, &device).await.map_err(unavailable)?;
+        let (registry, Certified { tenant, device }) = (self.registry.clone(), certified.clone());
+        self.ask(async move {
+            let device = registry.device(&tenant, &device).await.map_err(unavailable)?;
             admitted(device.ok_or(Denied::UnknownDevice)?)
         })
     }
@@ -32,11 +47,11 @@ impl Directory for RegistryDirectory {
         parent: &Admitted,
         names: Vec<DeviceId>,
     ) -> BoxFuture<'_, Result<Vec<ChildAnswer>, Denied>> {
-        let parent = parent.clone();
-        Box::pin(async move {
-            let gateway = self.registry.device(&parent.tenant, &parent.device).await.map_err(unavailable)?;
+        let (registry, parent, children_max) = (self.registry.clone(), parent.clone(), self.children_max);
+        self.ask(async move {
+            let gateway = registry.device(&parent.tenant, &parent.device).await.map_err(unavailable)?;
             let gateway = gateway.filter(|d| d.is_gateway && d.enabled).ok_or(Denied::Disabled)?;
-            let children = self.registry.children_of(&gateway, &names, self.children_max).await;
+            let children = registry.children_of(&gateway, &names, children_max).await;
             Ok(children.map_err(unavailable)?.into_iter().map(answer).collect())
         })
     }

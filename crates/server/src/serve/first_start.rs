@@ -8,7 +8,7 @@ use std::{
 };
 
 use dunlin_model::TenantId;
-use dunlin_registry::{Registry, Scope};
+use dunlin_registry::{Registry, RegistryError, Scope};
 
 use crate::exit::Failure;
 
@@ -22,7 +22,11 @@ pub(crate) async fn prepare(data: &Path, rules: &Path, registry: &Registry) -> R
         write_example_rule(rules)?;
         secret_file(&wanted)?.sync_all()?;
         fs::File::open(data)?.sync_all()?;
-        registry.add_tenant(&tenant).await?;
+        match registry.add_tenant(&tenant).await {
+            // Another process that starts on the same registry was quicker.
+            Ok(()) | Err(RegistryError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     // Not whenever there is no token: it may have been moved to a safe place.
     if wanted.exists() {
@@ -77,7 +81,7 @@ mod tests {
         make_data_directory(&data).unwrap();
         assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
         let clock = Clock::new(|| Timestamp::from_micros(1));
-        let registry = Registry::open(&data.join("registry.db"), clock).await.unwrap();
+        let registry = Registry::open_file(&data.join("registry.db"), clock).await.unwrap();
         let (rules, file) = (data.join("rules"), data.join("admin.token"));
 
         prepare(&data, &rules, &registry).await.unwrap();

@@ -10,6 +10,7 @@ mod journal; // the one that was chosen
 mod ledger; // the account of every message
 mod platform; // what the console shows
 mod publisher; // alerting's way into publish and subscribe
+mod registry_watch; // that the registry answers
 mod rules; // those in force, and what they would have found
 mod running; // start and stop
 

@@ -23,7 +23,10 @@ use prometheus_client::{
     registry::Registry as Metrics,
 };
 
-use super::ledger::{Counters, Ledger, partitions};
+use super::{
+    ledger::{Counters, Ledger, partitions},
+    registry_watch::RegistryWatch,
+};
 
 #[derive(Debug)]
 pub(crate) struct ServerPlatform {
@@ -36,6 +39,7 @@ pub(crate) struct ServerPlatform {
     pub(crate) rejected: RejectedView,
     pub(crate) gateway: GatewayView,
     pub(crate) access: Access,
+    pub(crate) registry: RegistryWatch,
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Mutex<Metrics>,
 }
@@ -84,7 +88,8 @@ impl Platform for ServerPlatform {
         let rejected = self.rejected.stalled().map(|_| "count of rejected: does not get on".to_owned());
         let rules =
             self.rules.stalled().into_iter().map(|_| "rules: do not get on, the log says why".to_owned());
-        match [journal, store, rejected].into_iter().flatten().chain(rules).collect::<Vec<_>>() {
+        let registry = (!self.registry.answers()).then(|| "registry: does not answer".to_owned());
+        match [journal, registry, store, rejected].into_iter().flatten().chain(rules).collect::<Vec<_>>() {
             reasons if reasons.is_empty() => Readiness::Ready,
             reasons => Readiness::NotReady(reasons),
         }

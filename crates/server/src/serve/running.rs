@@ -13,7 +13,7 @@ use dunlin_pipeline::{Pipeline, RejectedCounter, StoreWriter};
 use dunlin_registry::Registry;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{
     checkpoints,
@@ -26,6 +26,7 @@ use super::{
     ledger::Ledger,
     platform::ServerPlatform,
     publisher::GatewayPublisher,
+    registry_watch::RegistryWatch,
     rules::{self, ServerRules},
 };
 use crate::{config::Config, exit::Failure};
@@ -75,6 +76,7 @@ impl Running {
         let journal: Arc<dyn Journal> = stores.journal.handle();
         let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
 
+        let registry_watch = RegistryWatch::start(registry.clone(), &mut metrics);
         let tenants = registry.tenants().await?;
         let ledger = Ledger::open(&config.data, &*journal, &*stores.tsdb, &tenants)?;
         let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
@@ -112,6 +114,7 @@ impl Running {
         let directory = Arc::new(RegistryDirectory {
             registry: registry.clone(),
             children_max: config.gateway.device_children_max,
+            runtime: Handle::current(),
         });
         let gateway = Gateway::start(
             config.gateway.clone(),
@@ -135,6 +138,7 @@ impl Running {
             rejected: rejected.view(),
             gateway: gateway.view(),
             access: gateway.access(),
+            registry: registry_watch,
             ledger,
             metrics: Mutex::new(metrics),
         });
@@ -249,7 +253,7 @@ impl Stores {
             .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
         let journal = ChosenJournal::open(&config.journal, clock, metrics)?;
         let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
-        let registry = Registry::open(&config.data.join("registry.db"), clock.clone()).await?;
+        let registry = Registry::open(&config.registry, clock.clone()).await?;
         Ok(Self { journal, tsdb, registry })
     }
 

@@ -1,121 +1,24 @@
-use std::{collections::BTreeSet, time::Duration};
-
-use dunlin_model::{
-    AlertId, AlertPhase, AlertState, AlertTransition, Clock, DeviceId, DeviceType, Fingerprint, Severity,
-    TenantId, Timestamp, TransitionId,
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
-use super::*;
+use dunlin_model::{
+    AlertId, AlertPhase, AlertState, AlertTransition, Clock, Fingerprint, Severity, TenantId, Timestamp,
+    TransitionId,
+};
+use dunlin_registry::{
+    Act, ActError, Alert, AlertFilter, NewNotification, NewSilence, NotificationFilter, NotificationState,
+    Registry, RegistryError, Silence, Timer, TimerKind, TrimmedAlerts,
+};
 
-async fn registry(dir: &tempfile::TempDir) -> Registry {
-    let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
-    Registry::open(&dir.path().join("registry.db"), clock).await.unwrap()
-}
+use crate::Lab;
 
-fn named(name: &str, is_gateway: bool) -> NewDevice {
-    NewDevice { name: name.parse().unwrap(), device_type: DeviceType::default_type(), is_gateway }
-}
-
-#[tokio::test]
-async fn a_device_is_known_by_its_tokens_and_across_a_reopen() {
-    let dir = tempfile::tempdir().unwrap();
-    let tenant = TenantId::default_tenant();
-    let first = {
-        let registry = registry(&dir).await;
-        registry.add_tenant(&tenant).await.unwrap();
-        let token = registry.add_device(&tenant, &named("pump-1", false)).await.unwrap();
-        registry.close().await;
-        token
-    };
-    let registry = registry(&dir).await;
-    let device = registry.device_by_token(first.reveal()).await.unwrap().unwrap();
-    assert_eq!((device.name.as_str(), device.tenant.as_str()), ("pump-1", "default"));
-    assert!(registry.device_by_token("dnd_0").await.unwrap().is_none());
-
-    let second = registry.add_device_token(&tenant, &device.name, true).await.unwrap();
-    assert!(registry.device_by_token(first.reveal()).await.unwrap().is_none(), "revoked");
-    assert!(registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
-
-    registry.set_device_enabled(&tenant, &device.name, false).await.unwrap();
-    assert!(!registry.device_by_token(second.reveal()).await.unwrap().unwrap().enabled);
-    let nobody = registry.set_device_enabled(&tenant, &"nobody".parse().unwrap(), false).await;
-    assert!(matches!(nobody, Err(RegistryError::NotFound { .. })));
-}
-
-#[tokio::test]
-async fn names_are_unique_within_a_tenant_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
-    registry.add_tenant(&a).await.unwrap();
-    registry.add_tenant(&b).await.unwrap();
-    registry.add_device(&a, &named("x", false)).await.unwrap();
-    registry.add_device(&b, &named("x", false)).await.unwrap();
-    let again = registry.add_device(&a, &named("x", false)).await.unwrap_err();
-    assert_eq!(again.to_string(), r#"device "x" exists already"#);
-    assert!(matches!(registry.add_tenant(&a).await, Err(RegistryError::Exists { .. })));
-    assert_eq!(registry.devices(&a, None, 10).await.unwrap().len(), 1);
-    assert!(registry.devices(&a, Some("x"), 10).await.unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn a_gateway_speaks_for_its_own_children_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let tenant = TenantId::default_tenant();
-    registry.add_tenant(&tenant).await.unwrap();
-    registry.add_device(&tenant, &named("gw-1", true)).await.unwrap();
-    registry.add_device(&tenant, &named("stranger", false)).await.unwrap();
-    let gateway = registry.device(&tenant, &"gw-1".parse().unwrap()).await.unwrap().unwrap();
-
-    let names = ["meter-1", "stranger"].map(|name| name.parse().unwrap());
-    let found = registry.children_of(&gateway, &names, 10).await.unwrap();
-    let child = found[0].clone().unwrap();
-    assert_eq!((child.name.as_str(), child.parent.as_deref()), ("meter-1", Some("gw-1")));
-    assert_eq!(found[1], Err(NoChild::NotOfThisParent));
-    assert_eq!(registry.children_of(&gateway, &names, 10).await.unwrap(), found, "and made once");
-}
-
-#[tokio::test]
-async fn a_gateway_has_so_many_children_and_no_more() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let tenant = TenantId::default_tenant();
-    registry.add_tenant(&tenant).await.unwrap();
-    let mut parents = Vec::new();
-    for name in ["gw-1", "gw-2"] {
-        registry.add_device(&tenant, &named(name, true)).await.unwrap();
-        parents.push(registry.device(&tenant, &name.parse().unwrap()).await.unwrap().unwrap());
-    }
-    // More than one question, and every name twice.
-    let names: Vec<DeviceId> = (0..1_400).map(|n| format!("meter-{}", n % 700).parse().unwrap()).collect();
-    let found = registry.children_of(&parents[0], &names, 600).await.unwrap();
-    assert_eq!(found.iter().filter(|child| child.is_ok()).count(), 1_200);
-    let refused: Vec<_> = found.iter().filter_map(|child| child.as_ref().err()).collect();
-    assert_eq!(refused, vec![&NoChild::TooMany { children_max: 600 }; 200]);
-    assert_eq!(registry.devices(&tenant, None, 1_000).await.unwrap().len(), 602);
-
-    let known = names.iter().zip(&found).find(|(_, child)| child.is_ok()).unwrap().0.clone();
-    let others = ["other".parse().unwrap()];
-    assert!(registry.children_of(&parents[0], &[known], 600).await.unwrap()[0].is_ok(), "those it has stay");
-    assert!(registry.children_of(&parents[0], &others, 600).await.unwrap()[0].is_err());
-    assert!(registry.children_of(&parents[1], &others, 600).await.unwrap()[0].is_ok(), "to each its own");
-}
-
-#[tokio::test]
-async fn a_persons_token_says_tenant_and_scope() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let tenant = TenantId::default_tenant();
-    registry.add_tenant(&tenant).await.unwrap();
-    let token = registry.add_user_token(&tenant, Scope::Platform).await.unwrap();
-    let user = registry.user_by_token(token.reveal()).await.unwrap();
-    assert_eq!(user, Some(User { tenant, scope: Scope::Platform }));
-    assert_eq!(registry.user_by_token("dnu_0").await.unwrap(), None);
-    assert!(!format!("{token:?}").contains(token.reveal()), "a token does not reach a log");
-}
-
-fn transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
+pub(crate) fn transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
     let fingerprint = Fingerprint::of("default", "hot", "pump-1");
     let since = Timestamp::from_micros(since);
     AlertTransition {
@@ -133,7 +36,7 @@ fn transition(phase: AlertPhase, since: i64, at: i64) -> AlertTransition {
     }
 }
 
-fn alert(device: &str, since: i64, state: AlertState) -> Alert {
+pub(crate) fn alert(device: &str, since: i64, state: AlertState) -> Alert {
     Alert {
         tenant: "default".into(),
         id: AlertId {
@@ -156,13 +59,13 @@ fn alert(device: &str, since: i64, state: AlertState) -> Alert {
     }
 }
 
-async fn put(registry: &Registry, alerts: &[Alert]) {
+pub(crate) async fn put(registry: &Registry, alerts: &[Alert]) {
     let mut work = registry.alert_work().await.unwrap();
     work.put_alerts(alerts).await.unwrap();
     work.commit().await.unwrap();
 }
 
-fn told(key: &str, device: &str, channel: &str, state: NotificationState) -> NewNotification {
+pub(crate) fn told(key: &str, device: &str, channel: &str, state: NotificationState) -> NewNotification {
     NewNotification {
         idempotency_key: format!("{key}-{channel}"),
         tenant: "default".into(),
@@ -176,32 +79,25 @@ fn told(key: &str, device: &str, channel: &str, state: NotificationState) -> New
     }
 }
 
-async fn tell(registry: &Registry, new: &[NewNotification]) -> u64 {
+pub(crate) async fn tell(registry: &Registry, new: &[NewNotification]) -> u64 {
     let mut work = registry.alert_work().await.unwrap();
     let to_send = work.put_notifications(new).await.unwrap();
     work.commit().await.unwrap();
     to_send
 }
 
-async fn due(registry: &Registry, channel: &str) -> Vec<String> {
+pub(crate) async fn due(registry: &Registry, channel: &str) -> Vec<String> {
     registry.due_notifications(channel, 10).await.unwrap().into_iter().map(|n| n.body).collect()
 }
 
 /// Of a channel's notifications, in the order of their making.
-async fn states(registry: &Registry, channel: &str) -> Vec<String> {
-    let rows: Vec<(String,)> =
-        sqlx::query_as("SELECT state FROM notifications WHERE channel = $1 ORDER BY created_seq")
-            .bind(channel)
-            .fetch_all(&registry.readers)
-            .await
-            .unwrap();
-    rows.into_iter().map(|(state,)| state).collect()
+pub(crate) async fn states(lab: &Lab, channel: &str) -> Vec<String> {
+    lab.column(&format!("SELECT state FROM notifications WHERE channel = '{channel}' ORDER BY created_seq"))
+        .await
 }
 
-#[tokio::test]
-async fn an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_open() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+pub(crate) async fn an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_open(lab: &Lab) {
+    let registry = lab.open().await;
     let tenant = TenantId::default_tenant();
     let first = alert("pump-1", 1, AlertState::Firing);
     put(&registry, &[first.clone(), alert("pump-2", 7, AlertState::Pending)]).await;
@@ -213,7 +109,7 @@ async fn an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_ope
     assert!(second.is_refusal(), "{second}");
     drop(work);
     let over = Alert { state: AlertState::Resolved, ..first };
-    put(&registry, &[over, alert("pump-1", 2, AlertState::Acknowledged)]).await;
+    put(&registry, &[alert("pump-1", 2, AlertState::Acknowledged), over]).await;
 
     let mut filter = AlertFilter { limit: 10, ..AlertFilter::default() };
     let list = async |filter: &AlertFilter| -> Vec<(String, AlertState)> {
@@ -237,10 +133,8 @@ async fn an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_ope
     assert!(registry.alerts(&"other".parse().unwrap(), &filter).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn what_people_do_is_legal_or_refused_and_written_down() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+pub(crate) async fn what_people_do_is_legal_or_refused_and_written_down(lab: &Lab) {
+    let registry = lab.open().await;
     let tenant = TenantId::default_tenant();
     let id = alert("pump-1", 1, AlertState::Firing).id;
     put(&registry, &[alert("pump-1", 1, AlertState::Firing)]).await;
@@ -279,11 +173,9 @@ async fn what_people_do_is_legal_or_refused_and_written_down() {
     assert!(act(Act::Acknowledge, None).await.is_err());
 }
 
-#[tokio::test]
-async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
+pub(crate) async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile(lab: &Lab) {
     use NotificationState::Due;
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+    let registry = lab.open().await;
     let first = [
         told("fired", "pump-1", "w", Due),
         told("over", "pump-1", "w", Due),
@@ -307,8 +199,8 @@ async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
     registry.notification_failed("fired-w", "503", Some(later)).await.unwrap();
     assert!(due(&registry, "w").await.is_empty());
     assert_eq!(registry.next_notification("w").await.unwrap(), Some(later));
-    assert_eq!(states(&registry, "w").await, ["due", "held", "sent", "held"]);
-    assert_eq!(states(&registry, "x").await, ["due"]);
+    assert_eq!(states(lab, "w").await, ["due", "held", "sent", "held"]);
+    assert_eq!(states(lab, "x").await, ["due"]);
 
     registry.notification_failed("fired-w", "503", None).await.unwrap(); // Given up: the next one's turn.
     for expected in ["over", "again"] {
@@ -326,13 +218,11 @@ async fn a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile() {
     assert_eq!(due(&registry, "w").await, ["fired"]);
 }
 
-#[tokio::test]
-async fn a_message_of_many_has_what_it_had_when_it_closed() {
-    let dir = tempfile::tempdir().unwrap();
-    let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(1_000_000));
+pub(crate) async fn a_message_of_many_has_what_it_had_when_it_closed(lab: &Lab) {
+    let now = Arc::new(AtomicI64::new(1_000_000));
     let hands = now.clone();
-    let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
-    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    let clock = Clock::new(move || Timestamp::from_micros(hands.load(SeqCst)));
+    let registry = lab.open_at(clock).await;
     put(&registry, &[alert("pump-1", 1, AlertState::Firing), alert("pump-2", 1, AlertState::Firing)]).await;
     let closes_at = Timestamp::from_micros(5_000_000);
     let carried = || NotificationState::Carried { carrier: "digest-w".into(), reason: "budget".into() };
@@ -350,7 +240,7 @@ async fn a_message_of_many_has_what_it_had_when_it_closed() {
     assert_eq!((open[0].key.as_str(), open[0].members), ("digest-w", 2));
     drop(work);
 
-    now.store(5_000_000, std::sync::atomic::Ordering::SeqCst);
+    now.store(5_000_000, SeqCst);
     let found = registry.due_notifications("w", 10).await.unwrap();
     assert!(found[0].is_gathering);
     assert_eq!(registry.close_gathering("digest-w").await.unwrap(), 2);
@@ -379,11 +269,9 @@ fn digest(key: &str, devices: &[&str]) -> Vec<NewNotification> {
     std::iter::once(open).chain(devices.iter().map(carried)).collect()
 }
 
-#[tokio::test]
-async fn what_follows_a_message_of_many_waits_for_it_and_others_do_not() {
+pub(crate) async fn what_follows_a_message_of_many_waits_for_it_and_others_do_not(lab: &Lab) {
     use NotificationState::Due;
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+    let registry = lab.open().await;
     let mut all = digest("d1", &["pump-1", "pump-2"]);
     all.push(told("over", "pump-1", "w", Due));
     tell(&registry, &all).await;
@@ -408,11 +296,9 @@ async fn what_follows_a_message_of_many_waits_for_it_and_others_do_not() {
     assert_eq!(due(&registry, "w").await, ["again", "end"]);
 }
 
-#[tokio::test]
-async fn a_message_of_many_lets_what_its_alerts_said_before_it_go_first() {
+pub(crate) async fn a_message_of_many_lets_what_its_alerts_said_before_it_go_first(lab: &Lab) {
     use NotificationState::Due;
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+    let registry = lab.open().await;
     tell(&registry, &[told("fired", "pump-1", "w", Due), told("fired", "pump-9", "x", Due)]).await;
     tell(&registry, &digest("d1", &["pump-1"])).await;
     let before = async |key| registry.due_before(key).await.unwrap();
@@ -432,10 +318,8 @@ async fn a_message_of_many_lets_what_its_alerts_said_before_it_go_first() {
     assert_eq!((before("d1-w").await, before("d2-w").await), (None, Some((later, 0))));
 }
 
-#[tokio::test]
-async fn a_silence_is_in_force_in_its_time_and_wakes_what_waits_for_its_end() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+pub(crate) async fn a_silence_is_in_force_in_its_time_and_wakes_what_waits_for_its_end(lab: &Lab) {
+    let registry = lab.open().await;
     let (tenant, now) = (TenantId::default_tenant(), Timestamp::from_micros(1_700_000_000_000_000));
     let hour = Duration::from_secs(3_600);
     let new = NewSilence {
@@ -479,48 +363,8 @@ async fn a_silence_is_in_force_in_its_time_and_wakes_what_waits_for_its_end() {
     assert!(work.silences().await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn notifications_of_an_older_version_go_out_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("registry.db");
-    let old = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file).create_if_missing(true))
-        .await
-        .unwrap();
-    let mut before = sqlx::migrate!("./migrations");
-    before.migrations.to_mut().retain(|m| m.version <= 2);
-    before.run(&old).await.unwrap();
-    let history = [transition(AlertPhase::Firing, 1, 1), transition(AlertPhase::Resolved, 1, 2)];
-    for (t, phase, next_at) in [(&history[1], "resolved", 8), (&history[0], "firing", 9)] {
-        sqlx::query("INSERT INTO alert_transitions VALUES ($1, 'default', $2, $3, $4, 81.0, 7)")
-            .bind(t.id.to_string())
-            .bind(t.fingerprint.to_string())
-            .bind(phase)
-            .bind(t.at.as_micros())
-            .execute(&old)
-            .await
-            .unwrap();
-        sqlx::query("INSERT INTO notifications VALUES ($1, 'the-w', $2, 'due', 1, $3, NULL, 7)")
-            .bind(format!("{}-the-w", t.id))
-            .bind(phase)
-            .bind(next_at)
-            .execute(&old)
-            .await
-            .unwrap();
-    }
-    old.close().await;
-
-    let registry = registry(&dir).await;
-    for expected in ["firing", "resolved"] {
-        let due = registry.due_notifications("the-w", 10).await.unwrap();
-        assert_eq!(due.iter().map(|n| n.body.as_str()).collect::<Vec<_>>(), [expected]);
-        registry.notifications_sent(&[&due[0].idempotency_key]).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn what_is_refused_is_told_from_what_fails() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
+pub(crate) async fn what_is_refused_is_told_from_what_fails(lab: &Lab) {
+    let registry = lab.open().await;
     let apply = async |value| {
         let transition = AlertTransition { value, ..transition(AlertPhase::Firing, 1, 1) };
         let mut work = registry.alert_work().await?;
@@ -530,31 +374,27 @@ async fn what_is_refused_is_told_from_what_fails() {
         Ok::<_, RegistryError>(fresh.len())
     };
     // SQLite has no NaN: it is NULL there, and no value may be.
-    assert!(apply(f64::NAN).await.unwrap_err().is_refusal());
+    let refused = apply(f64::NAN).await.unwrap_err();
+    assert!(refused.is_refusal() && !refused.is_unavailable());
     assert_eq!(registry.position("alerting", 0).await.unwrap(), None, "nothing of it is left");
 
-    let other =
-        sqlx::SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("registry.db")))
-            .await
-            .unwrap();
-    sqlx::query("ALTER TABLE positions RENAME TO elsewhere").execute(&other).await.unwrap();
-    assert!(!apply(81.0).await.unwrap_err().is_refusal(), "a table that is not there may come back");
-    sqlx::query("ALTER TABLE elsewhere RENAME TO positions").execute(&other).await.unwrap();
+    lab.run("ALTER TABLE positions RENAME TO elsewhere").await;
+    let failed = apply(81.0).await.unwrap_err();
+    assert!(!failed.is_refusal() && failed.is_unavailable(), "a table that is not there may come back");
+    lab.run("ALTER TABLE elsewhere RENAME TO positions").await;
     assert_eq!(apply(81.0).await.unwrap(), 1);
     assert_eq!(apply(81.0).await.unwrap(), 0, "a replay");
     registry.close().await;
     assert!(!apply(81.0).await.unwrap_err().is_refusal());
 }
 
-#[tokio::test]
-async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays() {
+pub(crate) async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays(lab: &Lab) {
     use NotificationState::{Due, Suppressed};
     const AN_HOUR: i64 = 3_600_000_000;
-    let dir = tempfile::tempdir().unwrap();
-    let now = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let now = Arc::new(AtomicI64::new(0));
     let hands = now.clone();
-    let clock = Clock::new(move || Timestamp::from_micros(hands.load(std::sync::atomic::Ordering::SeqCst)));
-    let registry = Registry::open(&dir.path().join("registry.db"), clock).await.unwrap();
+    let clock = Clock::new(move || Timestamp::from_micros(hands.load(SeqCst)));
+    let registry = lab.open_at(clock).await;
     let transitions: Vec<_> = (1..=1_200).map(|n| transition(AlertPhase::Pending, n, n)).collect();
     let over: Vec<_> = (1..=1_200).map(|n| alert("pump-1", n, AlertState::Cancelled)).collect();
     let mut work = registry.alert_work().await.unwrap();
@@ -568,78 +408,16 @@ async fn what_is_over_is_forgotten_by_age_and_what_is_open_stays() {
     work.put_notifications(&[told("not", "pump-1", "w", why)]).await.unwrap();
     work.commit().await.unwrap();
     registry.notifications_sent(&["sent-w"]).await.unwrap();
-    now.store(AN_HOUR, std::sync::atomic::Ordering::SeqCst);
+    now.store(AN_HOUR, SeqCst);
     put(&registry, &[alert("pump-1", 3_000, AlertState::Resolved)]).await;
 
     let trimmed = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
     assert_eq!(trimmed, TrimmedAlerts { transitions: 1_200, alerts: 1_200, notifications: 2 });
-    assert_eq!(states(&registry, "w").await, ["due"]);
+    assert_eq!(states(lab, "w").await, ["due"]);
     let all = AlertFilter { limit: 9, ..AlertFilter::default() };
     let alerts = registry.alerts(&TenantId::default_tenant(), &all).await.unwrap();
     let left: Vec<_> = alerts.iter().map(|a| (a.device.as_str(), a.state)).collect();
     assert_eq!(left, [("pump-1", AlertState::Resolved), ("pump-2", AlertState::Firing)]);
     let again = registry.trim_alerts(Timestamp::from_micros(AN_HOUR)).await.unwrap();
     assert_eq!(again, TrimmedAlerts::default());
-}
-
-#[tokio::test]
-async fn a_rule_has_versions_and_one_in_force() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
-    registry.add_tenant(&a).await.unwrap();
-    registry.add_tenant(&b).await.unwrap();
-    assert_eq!(registry.put_rule(&a, "hot", "one", true).await.unwrap(), 1);
-    assert_eq!(registry.put_rule(&a, "hot", "one", true).await.unwrap(), 1, "nothing new");
-    assert_eq!(registry.put_rule(&a, "hot", "two", true).await.unwrap(), 2);
-    assert_eq!(registry.put_rule(&b, "hot", "other", true).await.unwrap(), 1);
-    let in_force = async || -> Vec<_> {
-        let rules = registry.enabled_rules().await.unwrap();
-        rules.into_iter().map(|rule| (rule.tenant.to_string(), rule.version, rule.text)).collect()
-    };
-    let two = ("a".to_owned(), 2, "two".to_owned());
-    let other = ("b".to_owned(), 1, "other".to_owned());
-    assert_eq!(in_force().await, [two, other.clone()]);
-
-    registry.set_rule_version(&a, "hot", 1).await.unwrap();
-    assert_eq!(registry.rule(&a, "hot").await.unwrap().unwrap().text, "one");
-    assert!(matches!(registry.set_rule_version(&a, "hot", 3).await, Err(RegistryError::NotFound { .. })));
-    registry.set_rule_enabled(&a, "hot", false).await.unwrap();
-    assert_eq!(in_force().await, [other]);
-    assert_eq!(registry.rules(&a).await.unwrap().len(), 1);
-    registry.delete_rule(&a, "hot").await.unwrap();
-    assert!(registry.rule(&a, "hot").await.unwrap().is_none());
-    assert!(matches!(registry.delete_rule(&a, "hot").await, Err(RegistryError::NotFound { .. })));
-    let versions: Vec<_> =
-        registry.rule_versions(&a, "hot").await.unwrap().into_iter().map(|v| v.version).collect();
-    assert_eq!(versions, [2, 1]);
-    assert_eq!(registry.put_rule(&a, "hot", "three", true).await.unwrap(), 3);
-}
-
-#[tokio::test]
-async fn a_rule_carries_what_people_say_and_what_was_measured() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = registry(&dir).await;
-    let tenant = TenantId::default_tenant();
-    let at = Timestamp::from_micros;
-    let mark = |is_false| RuleMark { device: "d".into(), from: at(1), to: at(2), is_false };
-    registry.mark_rule(&tenant, "hot", &mark(true)).await.unwrap();
-    registry.mark_rule(&tenant, "hot", &mark(false)).await.unwrap();
-    assert_eq!(registry.rule_marks(&tenant, "hot").await.unwrap(), [mark(false)]);
-    let measure = RuleMeasure {
-        version: 2,
-        from: at(0),
-        to: at(9),
-        fired: 10,
-        right_count: 3,
-        false_count: 1,
-        measured_at: at(1_700_000_000_000_000),
-    };
-    registry.set_rule_measure(&tenant, "hot", &RuleMeasure { fired: 3, ..measure }).await.unwrap();
-    registry.set_rule_measure(&tenant, "hot", &measure).await.unwrap();
-    assert_eq!(registry.rule_measures(&tenant).await.unwrap(), [("hot".to_owned(), measure)]);
-    assert_eq!(
-        (measure.precision(), RuleMeasure { right_count: 0, false_count: 0, ..measure }.precision()),
-        (Some(0.75), None)
-    );
 }
