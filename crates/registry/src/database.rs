@@ -11,9 +11,10 @@ mod statement;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{PgConnection, PgPool, Sqlite, SqliteConnection, SqlitePool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::postgres::PgTransaction;
 pub(crate) use self::statement::sql;
 use crate::{
     RegistryError,
@@ -46,11 +47,7 @@ pub(crate) enum Executor<'a> {
 #[derive(Debug)]
 pub(crate) enum Transaction {
     Sqlite(sqlx::Transaction<'static, Sqlite>),
-    Postgres {
-        transaction: sqlx::Transaction<'static, Postgres>,
-        answer_max: Duration,
-        _turn: OwnedSemaphorePermit,
-    },
+    Postgres { transaction: PgTransaction, answer_max: Duration, _turn: OwnedSemaphorePermit },
 }
 
 impl Database {
@@ -86,7 +83,7 @@ impl Database {
             }
             Self::Postgres { pool, writing, answer_max } => {
                 let _turn = postgres::turn(pool, writing).await?;
-                let transaction = postgres::begin(pool, *answer_max).await?;
+                let transaction = PgTransaction::begin(pool, *answer_max).await?;
                 Ok(Transaction::Postgres { transaction, answer_max: *answer_max, _turn })
             }
         }
@@ -129,9 +126,7 @@ impl Transaction {
     pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
-            Self::Postgres { transaction, answer_max, _turn } => {
-                postgres::within(answer_max, transaction.commit()).await
-            }
+            Self::Postgres { transaction, answer_max, _turn } => transaction.commit(answer_max).await,
         }
     }
 }
@@ -141,7 +136,7 @@ impl<'a> From<&'a mut Transaction> for Executor<'a> {
         match transaction {
             Transaction::Sqlite(transaction) => Self::SqliteTransaction(transaction),
             Transaction::Postgres { transaction, answer_max, .. } => {
-                Self::PostgresTransaction(transaction, *answer_max)
+                Self::PostgresTransaction(transaction.connection(), *answer_max)
             }
         }
     }

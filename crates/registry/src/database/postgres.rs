@@ -4,7 +4,8 @@
 use std::{io, sync::Arc, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction,
+    AssertSqlSafe, Connection, PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
@@ -52,7 +53,7 @@ pub(super) async fn open(options: PgConnectOptions, config: &Config) -> Result<D
         .before_acquire(|connection, usage| {
             Box::pin(async move { Ok(usage.idle_for < TRUSTED_FOR || takes_writes(connection).await?) })
         })
-        // After the end of a statement that was given up, and of a transaction that was undone.
+        // After the end of a statement that was given up.
         .after_release(|connection, _| Box::pin(takes_writes(connection)))
         .connect_lazy_with(session);
     let writing = Arc::new(Semaphore::new((config.connections_max as usize).div_ceil(2)));
@@ -68,14 +69,35 @@ pub(super) async fn turn(
     turn.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)
 }
 
-/// Decides from what is committed whatever the server's default is.
-pub(super) async fn begin(
-    pool: &PgPool,
-    answer_max: Duration,
-) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let connection = pool.acquire().await?;
-    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED".into_sql_str();
-    within(answer_max, Transaction::begin(connection, Some(begin))).await
+/// Its connection goes back to the pool once it is committed, and is closed otherwise: sqlx would give one back whose BEGIN
+/// was given up, and what is written there next would be part of a transaction that nobody ends.
+#[derive(Debug)]
+pub(crate) struct PgTransaction(Option<PoolConnection<Postgres>>);
+
+impl PgTransaction {
+    /// Decides from what is committed whatever the server's default is.
+    pub(super) async fn begin(pool: &PgPool, answer_max: Duration) -> Result<Self, sqlx::Error> {
+        let mut begun = Self(Some(pool.acquire().await?));
+        let begin = sqlx::query("BEGIN ISOLATION LEVEL READ COMMITTED");
+        within(answer_max, begin.execute(begun.connection())).await?;
+        Ok(begun)
+    }
+
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("taken by commit alone, which consumes it")
+    }
+
+    pub(super) async fn commit(mut self, answer_max: Duration) -> Result<(), sqlx::Error> {
+        within(answer_max, sqlx::query("COMMIT").execute(self.connection())).await?;
+        self.0.take();
+        Ok(())
+    }
+}
+
+impl Drop for PgTransaction {
+    fn drop(&mut self) {
+        drop(self.0.take().map(PoolConnection::detach));
+    }
 }
 
 pub(super) async fn close(pool: &PgPool) {
