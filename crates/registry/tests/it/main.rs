@@ -8,8 +8,8 @@ mod server; // a PostgreSQL to be stopped and frozen
 mod alerts;
 mod devices;
 mod people;
-mod races;
-mod rules; // several processes at the same time
+mod races; // several processes at the same time
+mod rules;
 
 mod copy; // from a file into PostgreSQL
 mod failures; // a PostgreSQL that is not there
@@ -69,4 +69,5 @@ on_both! {
     races::a_timer_is_taken_once,
     races::a_stretch_that_two_apply_is_told_once,
     races::everything_is_told_in_order_while_many_write,
+    races::who_gives_up_leaves_no_transaction_behind,
 }

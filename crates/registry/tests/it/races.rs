@@ -1,10 +1,11 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use dunlin_model::{
-    AlertPhase, AlertState, AlertTransition, DeviceId, Fingerprint, TenantId, Timestamp, TransitionId,
+    AlertPhase, AlertState, AlertTransition, Clock, DeviceId, Fingerprint, TenantId, Timestamp, TransitionId,
 };
-use dunlin_registry::{Act, ActError, NotificationState, Registry, RegistryError, Timer, TimerKind};
+use dunlin_registry::{Act, ActError, Config, NotificationState, Registry, RegistryError, Timer, TimerKind};
 use futures::future::join_all;
+use tokio::{task::yield_now, time::sleep};
 
 use crate::{
     Lab,
@@ -212,4 +213,30 @@ pub(crate) async fn everything_is_told_in_order_while_many_write(lab: &Lab) {
             assert_eq!(of_device, expected.iter().collect::<Vec<_>>());
         }
     }
+}
+
+/// Given up anywhere on the way to a transaction: what its connection would write next must not become part of it.
+pub(crate) async fn who_gives_up_leaves_no_transaction_behind(lab: &Lab) {
+    const STEPS: usize = 60;
+    let config = Config { connections_max: 1, ..lab.config.clone() };
+    let registry = Registry::open(&config, Clock::new(|| Timestamp::from_micros(1))).await.unwrap();
+    for steps in 0..STEPS {
+        // By then the connection is back, and it is BEGIN that is given up first.
+        sleep(Duration::from_millis(2)).await;
+        let patience = async {
+            for _ in 0..steps {
+                yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = registry.alert_work() => {}
+            () = patience => {}
+        }
+        let tenant: TenantId = format!("tenant-{steps}").parse().unwrap();
+        registry.add_tenant(&tenant).await.unwrap();
+        let committed = lab.column(&format!("SELECT name FROM tenants WHERE name = '{tenant}'")).await;
+        assert_eq!(committed, [tenant.to_string()], "acknowledged, and so seen by others");
+    }
+    registry.close().await;
 }
