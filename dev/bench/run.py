@@ -28,6 +28,7 @@ from storm import Crowd  # noqa: E402
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / os.environ.get("PROFILE", "release")
 MOSQUITTO = ROOT / "dev/services/mosquitto.sh"
+KAFKA = ROOT / "dev/services/kafka.sh"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3))
 SECONDS = int(os.environ.get("BENCH_SECONDS", 8))
 DEVICES = 100
@@ -53,6 +54,12 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def cpu_seconds(pid):
+    """Processor time that the process has taken so far."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def tls_config(certificates, mqtts, https, client_certificates):
@@ -155,9 +162,7 @@ class Dunlin:
         return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
     def cpu_seconds(self):
-        """Processor time that the process has taken so far."""
-        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.process.pid)
 
     def metric(self, name):
         """The sum over all labels."""
@@ -245,6 +250,78 @@ def durable():
     a, b = statistics.median(ours), statistics.median(theirs)
     return ("QoS 1 msg/s, PUBACK after fdatasync, 128 B, 100 x 50 / mosquitto", f"{a / b:.2f}", "3", "6",
             f"{a:.0f} / {b:.0f}")
+
+
+class Kafka:
+    """Apache Kafka's own broker, one, and its own measure of a producer."""
+
+    PARTITIONS = 6
+
+    def __enter__(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="dunlin-bench-", dir=os.environ.get("BENCH_DIR")))
+        self.script("start", "1", self.dir)
+        self.script("ready", self.dir)
+        self.bootstrap = (self.dir / "bootstrap").read_text().strip()
+        self.pid = int((self.dir / "broker-1/pid").read_text())
+        return self
+
+    def __exit__(self, *_):
+        self.script("stop", self.dir)
+        shutil.rmtree(self.dir)
+
+    def script(self, *arguments):
+        done = subprocess.run([KAFKA, *map(str, arguments)], capture_output=True, text=True, env=os.environ | {"FAST": "1"},
+                              check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def tool(self, name, *arguments):
+        return self.script("tool", f"org.apache.kafka.tools.{name}", *arguments)
+
+    def journal(self):
+        return (f'[journal]\nkind = "kafka"\nbrokers = "{self.bootstrap}"\ntelemetry_partitions = {self.PARTITIONS}\n'
+                "replication_factor = 1\nmin_insync_replicas = 1\n")
+
+    def perf_test(self, payloads, records):
+        """records/s of kafka-producer-perf-test, acks=all, without its first five seconds, in which Java warms up."""
+        topic = f"perf-{time.monotonic_ns()}"
+        on = ["--bootstrap-server", self.bootstrap, "--topic", topic]
+        self.tool("TopicCommand", *on, "--create", "--partitions", self.PARTITIONS, "--replication-factor", 1)
+        out = self.tool("ProducerPerformance", "--topic", topic, "--num-records", records, "--payload-file", payloads,
+                        "--throughput", -1, "--producer-props", f"bootstrap.servers={self.bootstrap}", "acks=all")
+        self.tool("TopicCommand", *on, "--delete")
+        *intervals, _ = re.findall(r"(\d+) records sent, ([\d.]+) records/sec", out)
+        return statistics.mean(float(rate) for _, rate in intervals[1:])
+
+
+def kafka_durable():
+    """QoS 1 with PUBACK after Kafka has it, beside Kafka's own producer with the same payload on the same broker."""
+    ours, theirs, raw = [], [], []
+    with Kafka() as kafka:
+        payloads = kafka.dir / "payloads"
+        payloads.write_text("\n".join(
+            f'{{"temperature":{20 + n % 1000 / 100:.2f},"humidity":40.25,"seq":{1_000_000_000 + n}'.ljust(127) + "}"
+            for n in range(10_000)))
+        dunlin = Dunlin(kafka.journal())
+        try:
+            tokens = dunlin.tokens()
+            for n in range(ROUNDS):
+                theirs.append(kafka.perf_test(payloads, 700_000 * SECONDS))
+                before, broker_before = dunlin.cpu_seconds(), cpu_seconds(kafka.pid)
+                report = load(dunlin.mqtt, "--duration", f"{SECONDS}s", "--payload-bytes", 128, "--tokens", tokens,
+                              "--seq-first", 1_000_000_000 + n * 100_000_000)
+                ours.append(report["acked_per_second"])
+                records = report["acked_per_second"] * (SECONDS + 2)  # about: the loader warms up for two
+                raw.append(f"CPU of dunlin {(dunlin.cpu_seconds() - before) / records * 1e6:.1f} us/msg, "
+                           f"broker {(cpu_seconds(kafka.pid) - broker_before) / records * 1e6:.1f}")
+                say(f"kafka_durable: dunlin {ours[-1]:.0f}/s, perf-test {theirs[-1]:.0f}/s; {raw[-1]}")
+                dunlin.settle()
+            dunlin.ledger()
+        finally:
+            dunlin.remove()
+    ratio, figures = median_ratio(ours, theirs)
+    return ("QoS 1 msg/s, PUBACK after Kafka (1 broker, acks=all), 128 B, 100 x 50 / kafka-producer-perf-test", ratio, "0.5",
+            "0.8", f"{figures}; {raw[-1]}")
 
 
 def end_to_end():
@@ -784,7 +861,7 @@ def alerts_absorbed(devices=250, rules=200):
             "50 k", " ".join(f"{r:.0f}" for r in rates))
 
 
-FIGURES = {f.__name__: f for f in (null_sink, durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
+FIGURES = {f.__name__: f for f in (null_sink, durable, kafka_durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
                                    tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
                                    http_or_mqtt, alert_latency, alerts_absorbed, windows, checkpoints, rule_evaluations)}
 

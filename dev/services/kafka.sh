@@ -8,13 +8,20 @@
 #   kafka.sh resume DIR BROKER     starts one again, on what it had
 #   kafka.sh lend BROKERS DIR      start, ready, a line "ready"; when its standard input ends, stops and removes DIR
 #   kafka.sh tool CLASS ARGS...    one of the tools, e.g. org.apache.kafka.tools.TopicCommand
+# With FAST=1 brokers and tools run as Kafka's own scripts run them, for measurements.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 jars=$("$here/../setup.sh" kafka)
 
 # The least that makes a small broker start fast; a test's broker does not live long enough for more.
-jvm() { exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto -cp "$jars/*" "$@"; }
-broker() { jvm -Xms64m -Xmx256m "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" kafka.Kafka "$@"; }
+java_options=(-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto)
+broker_heap=(-Xms64m -Xmx256m) tool_heap=(-Xmx128m)
+if [ -n "${FAST-}" ]; then
+  java_options=(-XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 -XX:+ExplicitGCInvokesConcurrent)
+  broker_heap=(-Xms1g -Xmx1g) tool_heap=(-Xmx512m)
+fi
+jvm() { exec java "${java_options[@]}" -cp "$jars/*" "$@"; }
+broker() { jvm "${broker_heap[@]}" "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" kafka.Kafka "$@"; }
 
 # Below the range from which connections get theirs.
 free_port() {
@@ -153,6 +160,6 @@ case ${1-} in
     echo ready
     cat >/dev/null
     ;;
-  tool) jvm -Xmx128m "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" "${@:2}" ;;
-  *) sed -n '2,10s/^# *//p' "$0" >&2; exit 2 ;;
+  tool) jvm "${tool_heap[@]}" "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" "${@:2}" ;;
+  *) sed -n '2,12s/^# *//p' "$0" >&2; exit 2 ;;
 esac

@@ -3,7 +3,7 @@ use dunlin_model::{TimePolicy, limits::MESSAGE_BYTES_MAX};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::tls::ClientCertificates;
+use crate::{source::SourceConfig, tls::ClientCertificates};
 
 /// How the front door behaves. Every limit has a default that fits a small machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,8 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// Further doors for MQTT.
     pub listener: Vec<ListenerConfig>,
+    /// Brokers of others from which telemetry is taken.
+    pub source: Vec<SourceConfig>,
 }
 
 /// What is remembered of devices that were let in. A token that is revoked and a device that is disabled are forgotten at
@@ -317,6 +319,7 @@ impl Default for Config {
             guard: GuardConfig::default(),
             admission: AdmissionConfig::default(),
             listener: Vec::new(),
+            source: Vec::new(),
         }
     }
 }
@@ -357,9 +360,18 @@ impl Config {
             Self { message_bytes_max, .. } if !(1..=MESSAGE_BYTES_MAX).contains(message_bytes_max) => {
                 wrong("message_bytes_max", &format!("between 1 and {MESSAGE_BYTES_MAX}"))
             }
-            Self { guard, listener, .. } => {
+            Self { guard, listener, source, .. } => {
                 guard.check()?;
-                listener.iter().try_for_each(ListenerConfig::check)
+                listener.iter().try_for_each(ListenerConfig::check)?;
+                source.iter().try_for_each(SourceConfig::check)?;
+                let is_again = |n: usize| source[..n].iter().any(|other| other.name == source[n].name);
+                match (0..source.len()).find(|n| is_again(*n)) {
+                    Some(n) => wrong(
+                        "source.name",
+                        &format!("another for each; {:?} is there twice", source[n].name),
+                    ),
+                    None => Ok(()),
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ use crate::{
     metrics::{Books, Metrics},
     pubsub::{Follower, RecoverError},
     sessions::{Access, Order},
+    source::Sources,
     statistics::Statistics,
     tls::Tls,
     worker::Shared,
@@ -35,6 +36,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     workers: Workers,
     sessions: Follower,
+    sources: Sources,
     addresses: Vec<SocketAddr>,
 }
 
@@ -84,7 +86,7 @@ pub enum StartError {
 impl Gateway {
     /// Opens the doors for MQTT, of which there is at least one; sessions that outlive their connections have their
     /// snapshots in `snapshots`. Its workers have threads of their own; HTTP runs where
-    /// [`http_routes`](Self::http_routes) is served.
+    /// [`http_routes`](Self::http_routes) is served, and sources in the tokio runtime that this is called in.
     #[expect(clippy::too_many_arguments, reason = "a start needs all of them, once")]
     pub fn start(
         config: Config,
@@ -118,7 +120,8 @@ impl Gateway {
         }
 
         let workers = Workers::start(&shared, doors).map_err(StartError::Workers)?;
-        Ok(Self { shared, workers, sessions, addresses })
+        let sources = Sources::start(&shared, registry)?;
+        Ok(Self { shared, workers, sessions, sources, addresses })
     }
 
     /// Where MQTT is spoken, door by door.
@@ -159,7 +162,8 @@ impl Gateway {
     /// Closes the doors, lets what was appended be acknowledged, says goodbye, and ends the workers. HTTP is ended
     /// by whoever serves it, before.
     pub async fn stop(self) {
-        let Self { shared, workers, sessions, .. } = self;
+        let Self { shared, workers, sessions, sources, .. } = self;
+        sources.stop().await;
         let patience = Duration::from_secs(shared.config.drain_seconds_max.into());
         if tokio::time::timeout(patience, workers_leave(&shared)).await.is_err() {
             tracing::warn!("stopped with publishes unanswered: the journal did not answer in time");

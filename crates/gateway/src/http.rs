@@ -16,10 +16,8 @@ use axum::{
 };
 use base64::Engine;
 use bumpalo::Bump;
-use dunlin_journal::{AppendError, Batch, Partition, Topic};
-use dunlin_model::{
-    DeviceId, DeviceType, EventKind, RejectReason, Slot, Timestamp, limits::MESSAGE_RECORDS_MAX,
-};
+use dunlin_journal::{AppendError, Topic};
+use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Timestamp, limits::MESSAGE_RECORDS_MAX};
 use problem::Problem;
 pub(crate) use room::HttpRoom;
 use room::Room;
@@ -28,12 +26,12 @@ use tower_http::{decompression::RequestDecompressionLayer, timeout::RequestBodyT
 
 use crate::{
     account::{Class, TenantAccount},
-    append::BATCH_BYTES_TARGET,
     arrivals::Arriving,
     decode::{Fault, IdSource},
     directory::{self, Admitted, Credential, Denied},
     line_protocol::{Line, Precision, Reader},
     metrics::Status,
+    part::Part,
     record::{self, Arrival, Delivery, Origin, Refused, append_entries, append_telemetry},
     tls::Certified,
     topic::child_name,
@@ -218,13 +216,6 @@ impl Denial {
         };
         Self::Refused(Fault::new(reason, "device", format_args!("{name}: {denied}")))
     }
-}
-
-/// Records for one partition.
-struct Part {
-    at: Partition,
-    batch: Batch,
-    class: Class,
 }
 
 impl FromRequestParts<Arc<Shared>> for Door {
@@ -427,9 +418,7 @@ impl Door {
     }
 
     fn part(&self, topic: Topic, device: &str, class: Class) -> Part {
-        let partitions = self.shared.journal.partitions(topic);
-        let index = Slot::of(&self.who.tenant, device).partition(partitions);
-        Part { at: Partition::new(topic, index), batch: Batch::default(), class }
+        Part::new(&*self.shared.journal, topic, &self.who.tenant, device, class)
     }
 
     fn part_in<'p>(
@@ -439,13 +428,7 @@ impl Door {
         device: &str,
         class: Class,
     ) -> &'p mut Part {
-        let new = self.part(topic, device, class);
-        let open = |p: &Part| p.at == new.at && p.class == class && p.batch.size_bytes() < BATCH_BYTES_TARGET;
-        let place = parts.iter().rposition(open).unwrap_or_else(|| {
-            parts.push(new);
-            parts.len() - 1
-        });
-        &mut parts[place]
+        Part::among(parts, self.part(topic, device, class))
     }
 
     /// Keeps the original bytes with the reason, then says the reason.
@@ -494,18 +477,12 @@ async fn append(
     _room: Arc<Room>,
     _arriving: Arc<Arriving>,
 ) -> Result<(), AppendError> {
-    let Part { at, batch, class } = part;
-    let records = u64::from(batch.len());
-    account.received(records);
-    let outcome = shared.journal.append(at, batch).await.map(drop);
-    match &outcome {
-        Ok(()) => account.durable(class, records),
-        Err(error) => {
-            account.failed(records);
-            if shared.http_logs().allow() {
-                tracing::error!(partition = %at, %error, "append failed, the request is not acknowledged");
-            }
-        }
+    let at = part.at;
+    let outcome = part.append(&*shared.journal, &account).await;
+    if let Err(error) = &outcome
+        && shared.http_logs().allow()
+    {
+        tracing::error!(partition = %at, %error, "append failed, the request is not acknowledged");
     }
     outcome
 }

@@ -32,8 +32,11 @@ mod workers; // their threads, and how connections come to them
 mod http; // the path of an HTTP reading
 mod line_protocol; // InfluxDB's way to write readings
 
+mod source; // from brokers of others, which devices speak to
+
 mod append; // many messages, one commit
 mod decode; // JSON to readings
+mod part; // records that came together
 mod record; // readings to what the journal carries
 
 mod account; // what became of every record
@@ -56,6 +59,7 @@ pub use listen::NoCertificate;
 pub use pubsub::RecoverError;
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
 pub use sessions::{Access, Revoked};
+pub use source::{SourceConfig, SourceTlsConfig};
 pub use tls::{
     Certified, ClientCaConfig, ClientCertificates, NotCertified, RenewalConfig, Tls, TlsConfig, TlsError,
     TlsInForce,

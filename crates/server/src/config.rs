@@ -139,6 +139,14 @@ impl Config {
             ca.file = self.data.join(&ca.file);
             ca.crl = ca.crl.take().map(|crl| self.data.join(crl));
         }
+        for source in &mut self.gateway.source {
+            let tls = &mut source.tls;
+            for file in
+                [&mut source.password_file, &mut tls.ca_file, &mut tls.certificate_file, &mut tls.key_file]
+            {
+                *file = file.take().map(|file| self.data.join(file));
+            }
+        }
         (self.store.copies, self.pipeline.limits.copies) = (self.copies, self.copies);
         // Good where the server is; elsewhere people say where it is to be reached.
         self.alerting.public_url.get_or_insert_with(|| format!("http://{}", self.http));

@@ -14,4 +14,5 @@ mod pubsub;
 mod revoke;
 mod sequences;
 mod shares;
+mod source;
 mod statistics;
