@@ -162,6 +162,8 @@ case ${1-} in
     have_postgres || missing+=(postgresql-15)
     need pgrep procps
     need prometheus-alertmanager prometheus-alertmanager
+    need promtool prometheus
+    need faketime faketime
     need openssl openssl
     need mkfs.ext4 e2fsprogs
     need losetup mount

@@ -86,9 +86,11 @@ client_certificates = "{client_certificates}"
 class Dunlin:
     """The platform on a directory of its own; with TLS too if it is said whether clients need certificates."""
 
-    def __init__(self, config="", rules=RULES, client_certificates=None):
+    def __init__(self, config="", rules=RULES, client_certificates=None, roles=None, data=None):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="dunlin-bench-", dir=os.environ.get("BENCH_DIR")))
         self.mqtt, self.http = free_port(), free_port()
+        self.roles = ["--role", roles] if roles else []
+        self.data = data or self.dir
         (self.dir / "rules").mkdir()
         (self.dir / "rules/bench.toml").write_text(rules)
         if client_certificates:
@@ -110,7 +112,7 @@ class Dunlin:
     def start(self):
         began = time.monotonic()
         self.process = subprocess.Popen(
-            [TARGET / "dunlin", "serve", "--data", self.dir, "--config", self.dir / "dunlin.toml",
+            [TARGET / "dunlin", "serve", *self.roles, "--data", self.data, "--config", self.dir / "dunlin.toml",
              "--mqtt", f"127.0.0.1:{self.mqtt}", "--http", f"127.0.0.1:{self.http}"],
             stderr=open(self.dir / "log", "a"))
         while True:
@@ -120,7 +122,7 @@ class Dunlin:
             except OSError:
                 assert self.process.poll() is None, (self.dir / "log").read_text()[-2000:]
                 time.sleep(0.01)
-        self.token = (self.dir / "admin.token").read_text().strip()
+        self.token = (self.data / "admin.token").read_text().strip()
         return time.monotonic() - began
 
     def api(self, path, body=None):
@@ -279,7 +281,8 @@ class Kafka:
         return self.script("tool", f"org.apache.kafka.tools.{name}", *arguments)
 
     def journal(self):
-        return (f'[journal]\nkind = "kafka"\nbrokers = "{self.bootstrap}"\ntelemetry_partitions = {self.PARTITIONS}\n'
+        prefix = f"bench-{time.monotonic_ns()}."
+        return (f'[journal]\nkind = "kafka"\nbrokers = "{self.bootstrap}"\nprefix = "{prefix}"\ntelemetry_partitions = {self.PARTITIONS}\n'
                 "replication_factor = 1\nmin_insync_replicas = 1\n")
 
     def perf_test(self, payloads, records):
@@ -295,33 +298,53 @@ class Kafka:
 
 
 def kafka_durable():
-    """QoS 1 with PUBACK after Kafka has it, beside Kafka's own producer with the same payload on the same broker."""
-    ours, theirs, raw = [], [], []
+    """QoS 1 with PUBACK after Kafka has it, beside Kafka's own producer with the same payload on the same broker.
+
+    Once with everything in one process, which stores and evaluates meanwhile, and once as a process of the role gateway, whose
+    records are stored and evaluated afterwards."""
+    alone, whole, theirs, cpu = [], [], [], {}
+
+    def measured(kafka, dunlin, tokens, name):
+        began, broker_began = dunlin.cpu_seconds(), cpu_seconds(kafka.pid)
+        measured.seq += 100_000_000
+        report = load(dunlin.mqtt, "--duration", f"{SECONDS}s", "--payload-bytes", 128, "--tokens", tokens,
+                      "--seq-first", measured.seq)
+        own, broker = dunlin.cpu_seconds() - began, cpu_seconds(kafka.pid) - broker_began
+        cpu[name] = f"{own / report['acked'] * 1e6:.1f} + {broker / report['acked'] * 1e6:.1f} us"
+        return report["acked_per_second"]
+
+    measured.seq = 1_000_000_000
     with Kafka() as kafka:
         payloads = kafka.dir / "payloads"
         payloads.write_text("\n".join(
             f'{{"temperature":{20 + n % 1000 / 100:.2f},"humidity":40.25,"seq":{1_000_000_000 + n}'.ljust(127) + "}"
             for n in range(10_000)))
-        dunlin = Dunlin(kafka.journal())
-        try:
-            tokens = dunlin.tokens()
-            for n in range(ROUNDS):
-                theirs.append(kafka.perf_test(payloads, 700_000 * SECONDS))
-                before, broker_before = dunlin.cpu_seconds(), cpu_seconds(kafka.pid)
-                report = load(dunlin.mqtt, "--duration", f"{SECONDS}s", "--payload-bytes", 128, "--tokens", tokens,
-                              "--seq-first", 1_000_000_000 + n * 100_000_000)
-                ours.append(report["acked_per_second"])
-                records = report["acked_per_second"] * (SECONDS + 2)  # about: the loader warms up for two
-                raw.append(f"CPU of dunlin {(dunlin.cpu_seconds() - before) / records * 1e6:.1f} us/msg, "
-                           f"broker {(cpu_seconds(kafka.pid) - broker_before) / records * 1e6:.1f}")
-                say(f"kafka_durable: dunlin {ours[-1]:.0f}/s, perf-test {theirs[-1]:.0f}/s; {raw[-1]}")
+        for _ in range(ROUNDS):
+            theirs.append(kafka.perf_test(payloads, 700_000 * SECONDS))
+            journal = kafka.journal()
+            dunlin = Dunlin(journal)
+            try:
+                tokens = dunlin.tokens()
+                whole.append(measured(kafka, dunlin, tokens, "whole"))
                 dunlin.settle()
-            dunlin.ledger()
-        finally:
-            dunlin.remove()
-    ratio, figures = median_ratio(ours, theirs)
-    return ("QoS 1 msg/s, PUBACK after Kafka (1 broker, acks=all), 128 B, 100 x 50 / kafka-producer-perf-test", ratio, "0.5",
-            "0.8", f"{figures}; {raw[-1]}")
+                dunlin.end()
+                gateway = Dunlin(journal, roles="gateway", data=dunlin.dir)
+                alone.append(measured(kafka, gateway, tokens, "gateway"))
+                gateway.end()
+                shutil.rmtree(gateway.dir)
+                dunlin.start()
+                dunlin.settle()
+                ledger = dunlin.ledger()
+                assert ledger["stored"] == ledger["accepted"], ledger
+            finally:
+                dunlin.remove()
+            say(f"kafka_durable: gateway {alone[-1]:.0f}/s, whole platform {whole[-1]:.0f}/s, perf-test {theirs[-1]:.0f}/s; "
+                f"CPU of dunlin + broker a message: {cpu}")
+    ratio, figures = median_ratio(alone, theirs)
+    ratio_whole, _ = median_ratio(whole, theirs)
+    return ("QoS 1 msg/s, PUBACK after Kafka (1 broker, acks=all), 128 B, 100 x 50 / kafka-producer-perf-test: role gateway; "
+            "all roles in the process", f"{ratio}; {ratio_whole}", "0.5", "0.8",
+            f"{figures}, whole {statistics.median(whole):.0f}; CPU of dunlin + broker a message: {cpu}")
 
 
 def end_to_end():

@@ -11,10 +11,10 @@ def platforms(tmp_path):
     """Makes platforms, each in a directory of its own; the last lines of a log are shown when a test fails."""
     made = []
 
-    def make(config=None, data=None):
+    def make(config=None, data=None, roles=None):
         directory = tmp_path / f"platform-{len(made)}"
         directory.mkdir()
-        made.append(Platform(directory, config, data))
+        made.append(Platform(directory, config, data, roles))
         return made[-1]
 
     yield make

@@ -56,7 +56,7 @@ def until(what, condition, seconds=SETTLE_SECONDS):
 
 
 class Platform:
-    def __init__(self, directory, config=None, data=None):
+    def __init__(self, directory, config=None, data=None, roles=None):
         self.directory = pathlib.Path(directory)
         self.data = pathlib.Path(data) if data else self.directory / "data"
         self.mqtt_port, self.http_port = free_port(), free_port()
@@ -67,6 +67,7 @@ class Platform:
             self.config.write_text(config)
         self.log_path = self.directory / "dunlin.log"
         self.process = None
+        self.roles = roles
 
     # Life
 
@@ -75,6 +76,8 @@ class Platform:
         command += ["--mqtt", f"127.0.0.1:{self.mqtt_port}", "--http", f"127.0.0.1:{self.http_port}"]
         if self.config:
             command += ["--config", str(self.config)]
+        if self.roles:
+            command += ["--role", self.roles]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | (env or {}), cwd=self.directory

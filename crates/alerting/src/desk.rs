@@ -38,6 +38,15 @@ impl Desk {
         Self { clock, config: Arc::new(config.clone()), links, reminder: Arc::default(), senders: Vec::new() }
     }
 
+    /// Of an alerting that runs in another process.
+    pub async fn of_another(
+        config: &Config,
+        registry: &dunlin_registry::Registry,
+        clock: Clock,
+    ) -> Result<Self, dunlin_registry::RegistryError> {
+        Ok(Self::new(config, clock, &registry.secret("acknowledge links").await?))
+    }
+
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }

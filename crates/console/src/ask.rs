@@ -4,9 +4,9 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
-use dunlin_registry::{Scope, User};
+use dunlin_registry::{Registry, Scope, User};
 
-use crate::{Console, problem::Problem};
+use crate::{Console, Vitals, problem::Problem};
 
 /// Who asks. A handler that takes one is closed to everybody else.
 pub(crate) struct Asker(pub(crate) User);
@@ -19,22 +19,39 @@ pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
     value.strip_prefix("Bearer ").map(str::trim)
 }
 
-impl FromRequestParts<Arc<Console>> for Asker {
+/// Where users are known.
+pub(crate) trait AsRegistry: Clone + Send + Sync + 'static {
+    fn registry(&self) -> &Registry;
+}
+
+impl AsRegistry for Arc<Console> {
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl AsRegistry for Arc<Vitals> {
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl<S: AsRegistry> FromRequestParts<S> for Asker {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let token = token(&parts.headers)
             .ok_or_else(|| Problem::unauthorized("send `Authorization: Bearer TOKEN` with a user's token"))?;
-        let user = console.registry.user_by_token(token).await?;
+        let user = state.registry().user_by_token(token).await?;
         user.map(Self).ok_or_else(|| Problem::unauthorized("this is no user's token"))
     }
 }
 
-impl FromRequestParts<Arc<Console>> for PlatformAsker {
+impl<S: AsRegistry> FromRequestParts<S> for PlatformAsker {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Problem> {
-        let Asker(user) = Asker::from_request_parts(parts, console).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Asker(user) = Asker::from_request_parts(parts, state).await?;
         match user.scope {
             Scope::Platform => Ok(Self),
             Scope::Tenant => Err(Problem::forbidden("only a platform administrator's token may do this")),

@@ -103,6 +103,27 @@ pub struct Console {
     pub rules: Arc<dyn Rules>,
 }
 
+/// What a process shows of itself that has no console.
+#[derive(Debug)]
+pub struct Vitals {
+    pub config: Config,
+    pub registry: Registry,
+    pub platform: Arc<dyn Platform>,
+}
+
+/// Health and metrics alone.
+pub fn vitals(vitals: Vitals) -> Router {
+    Router::new()
+        .route("/metrics", get(status::metrics::<Arc<Vitals>>).layer(readers()))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz::<Arc<Vitals>>))
+        .with_state(Arc::new(vitals))
+}
+
+fn readers() -> Extension<Arc<Readers>> {
+    Extension(Arc::default())
+}
+
 /// The routes of the API. They share a port with the devices' HTTP endpoints, whose paths differ.
 pub fn routes(console: Console) -> Router {
     let request_bytes_max = console.config.request_bytes_max;
@@ -132,9 +153,9 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/rules/{rule}/marks", post(rules::mark))
         .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
-        .route("/metrics", get(status::metrics).layer(Extension(Arc::new(Readers::default()))))
+        .route("/metrics", get(status::metrics::<Arc<Console>>).layer(readers()))
         .route("/healthz", get(status::healthz))
-        .route("/readyz", get(status::readyz))
+        .route("/readyz", get(status::readyz::<Arc<Console>>))
         .layer(DefaultBodyLimit::max(request_bytes_max))
         .layer(middleware::map_request(move |request| body::arrive_within(patience, request)))
         .with_state(Arc::new(console))

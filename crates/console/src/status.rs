@@ -13,8 +13,8 @@ use dunlin_registry::Scope;
 use serde::Serialize;
 
 use crate::{
-    Console,
-    ask::{self, Asker, PlatformAsker},
+    Console, Platform, Vitals,
+    ask::{self, AsRegistry, Asker, PlatformAsker},
     problem::Problem,
 };
 
@@ -89,6 +89,32 @@ pub(crate) async fn show(
     Ok(Json(Shown { version, uptime_seconds, mqtt, alerts_firing, load }))
 }
 
+/// What health and metrics are seen by.
+pub(crate) trait Seen: AsRegistry {
+    fn platform(&self) -> &dyn Platform;
+    fn metrics_open(&self) -> bool;
+}
+
+impl Seen for Arc<Console> {
+    fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
+    fn metrics_open(&self) -> bool {
+        self.config.metrics_open
+    }
+}
+
+impl Seen for Arc<Vitals> {
+    fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
+    fn metrics_open(&self) -> bool {
+        self.config.metrics_open
+    }
+}
+
 /// Who reads the metrics. They go on to, while the registry cannot say whose their token is: the metrics tell that.
 #[derive(Debug, Default)]
 pub(crate) struct Readers(Mutex<Vec<(String, Instant)>>);
@@ -116,17 +142,17 @@ impl Readers {
     }
 }
 
-pub(crate) async fn metrics(
+pub(crate) async fn metrics<S: Seen>(
     asker: Result<PlatformAsker, Problem>,
     headers: HeaderMap,
     Extension(readers): Extension<Arc<Readers>>,
-    State(console): State<Arc<Console>>,
+    State(seen): State<S>,
 ) -> Result<impl IntoResponse, Problem> {
-    if !console.config.metrics_open {
+    if !seen.metrics_open() {
         readers.let_in(ask::token(&headers).unwrap_or_default(), asker)?;
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, content_type)], console.platform.metrics()))
+    Ok(([(header::CONTENT_TYPE, content_type)], seen.platform().metrics()))
 }
 
 /// The process is alive.
@@ -134,8 +160,8 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub(crate) async fn readyz(State(console): State<Arc<Console>>) -> (StatusCode, String) {
-    match console.platform.readiness() {
+pub(crate) async fn readyz<S: Seen>(State(seen): State<S>) -> (StatusCode, String) {
+    match seen.platform().readiness() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
         Readiness::NotReady(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
     }

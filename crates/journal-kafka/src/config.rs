@@ -20,6 +20,13 @@ pub struct Config {
     pub prefix: String,
     /// How the brokers call this process, in their logs and quotas.
     pub client_id: String,
+    /// Who this process is among those that share partitions: a name of its own, by which it keeps them over a restart
+    /// shorter than a session. Empty: somebody new with every start, who gives them back when it stops.
+    pub member: String,
+    /// A process that is not heard of for so long has lost its partitions. The brokers bound it (6 s to 30 min).
+    pub session_seconds_max: u64,
+    /// How long a partition that is to move may take to be released.
+    pub handover_seconds_max: u64,
 
     /// Topics that are missing are made with the next three; those that are there must have so many partitions.
     pub create_topics: bool,
@@ -39,6 +46,10 @@ pub struct Config {
     /// The oldest append under way is older than this: the journal says that it does not get on.
     pub stalled_seconds: u64,
 
+    /// Topics that this process follows as they grow. Others are read from the brokers when somebody asks, who may hear a few
+    /// seconds late that something came.
+    #[serde(skip)]
+    pub follows: Vec<Topic>,
     /// The newest records, kept in memory for consumers that are near the end.
     pub tail_cache_bytes: usize,
     /// Reads of older records at the same time, each with a client of its own of up to 8 MiB.
@@ -112,6 +123,9 @@ impl Default for Config {
             brokers: "127.0.0.1:9092".into(),
             prefix: "dunlin.".into(),
             client_id: "dunlin".into(),
+            member: "dunlin".into(),
+            session_seconds_max: 10,
+            handover_seconds_max: 30,
             create_topics: true,
             telemetry_partitions: 6,
             replication_factor: 3,
@@ -122,6 +136,7 @@ impl Default for Config {
             compression: Compression::Lz4,
             delivery_seconds_max: 30,
             stalled_seconds: 10,
+            follows: Topic::ALL.into(),
             tail_cache_bytes: 64 << 20,
             cold_readers_max: 16,
             request_seconds_max: 10,
@@ -154,6 +169,9 @@ impl Config {
         if self.prefix.len() > 200 || !self.prefix.chars().all(legal) {
             return Err(invalid("prefix", "up to 200 of a-z A-Z 0-9 . _ -", &self.prefix));
         }
+        if self.member.len() > 200 || !self.member.chars().all(legal) {
+            return Err(invalid("member", "up to 200 of a-z A-Z 0-9 . _ -", &self.member));
+        }
         let within = |field, found: u64, least: u64, most: u64| match found {
             _ if (least..=most).contains(&found) => Ok(()),
             _ => Err(invalid(field, &format!("from {least} to {most}"), &found.to_string())),
@@ -162,6 +180,8 @@ impl Config {
         within("telemetry_partitions", u64::from(self.telemetry_partitions), 1, 4_096)?;
         within("replication_factor", replicas, 1, 15)?;
         within("min_insync_replicas", u64::from(self.min_insync_replicas), 1, replicas)?;
+        within("session_seconds_max", self.session_seconds_max, 1, 1_800)?;
+        within("handover_seconds_max", self.handover_seconds_max, 1, 240)?;
         within("inflight_bytes_max", self.inflight_bytes_max as u64, 1 << 10, 1 << 40)?;
         within("inflight_records_max", self.inflight_records_max as u64, 1, 1 << 30)?;
         within("linger_micros", self.linger_micros, 0, 1_000_000)?;

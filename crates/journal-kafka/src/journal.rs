@@ -10,12 +10,14 @@ use std::{
 };
 
 use dunlin_journal::{
-    AppendError, Appended, Batch, Entries, Extent, Health, Journal, Offset, Partition, ReadError, Topic,
+    AppendError, Appended, Batch, Entries, Extent, Health, Journal, Membership, Offset, Partition, ReadError,
+    Topic,
 };
-use dunlin_model::{limits::BATCH_BYTES_MAX, panic_words};
+use dunlin_model::{chain, limits::BATCH_BYTES_MAX, panic_words};
 use futures::future::{self, BoxFuture, FutureExt};
 use prometheus_client::registry::Registry;
 use rdkafka::{
+    ClientConfig,
     admin::AdminClient,
     client::DefaultClientContext,
     config::FromClientConfigAndContext,
@@ -27,8 +29,9 @@ use tokio::sync::watch;
 use crate::{
     Config, Describe, InvalidConfig,
     append::{self, Appender},
-    client::{self, patiently},
+    client::{self, held, patiently},
     cold::Cold,
+    members,
     metrics::Metrics,
     places::Places,
     positions::Positions,
@@ -51,6 +54,9 @@ pub struct KafkaJournal {
     watch: Arc<Watch>,
     timeout: Duration,
     progress: watch::Sender<u64>,
+    /// What members of groups are made of.
+    client: ClientConfig,
+    config: Config,
     /// Whether the thread that watches has ended, and all is saved.
     ended: watch::Receiver<bool>,
     threads: Threads,
@@ -121,8 +127,13 @@ impl KafkaJournal {
         let progress = watch::Sender::new(0);
         let metrics = Arc::new(Metrics::new(registry));
         let appender = Appender::new(&config, describe, places.clone(), progress.clone(), metrics.clone());
-        let tail =
-            Arc::new(Tail::new(places.clone(), config.tail_cache_bytes, progress.clone(), metrics.clone()));
+        let tail = Arc::new(Tail::new(
+            places.clone(),
+            &config.follows,
+            config.tail_cache_bytes,
+            progress.clone(),
+            metrics.clone(),
+        ));
         let cold = Arc::new(Cold::new(
             places.clone(),
             client.clone(),
@@ -148,6 +159,8 @@ impl KafkaJournal {
             facts: facts.clone(),
             appender: appender.clone(),
             cold: cold.clone(),
+            tail: tail.clone(),
+            progress: progress.clone(),
             positions: positions.clone(),
             retention: retention.clone(),
             stalled_after: Duration::from_secs(config.stalled_seconds),
@@ -156,9 +169,10 @@ impl KafkaJournal {
             metrics,
         });
 
-        let make = move || append::producer(&client, &config, topics::MESSAGE_BYTES_MAX);
+        let of_producer = (client.clone(), config.clone());
+        let make = move || append::producer(&of_producer.0, &of_producer.1, topics::MESSAGE_BYTES_MAX);
         let first = make().map_err(failed("make a producer"))?;
-        let mut threads = Threads::new(appender.clone());
+        let threads = Threads::new(appender.clone());
         let (ended, when_ended) = watch::channel(false);
         threads.spawn("journal-acks", {
             let appender = appender.clone();
@@ -187,6 +201,8 @@ impl KafkaJournal {
             watch,
             timeout,
             progress,
+            client,
+            config,
             ended: when_ended,
             threads,
         }))
@@ -292,12 +308,29 @@ impl Journal for KafkaJournal {
         self.positions.get(consumer, self.places.find(at)?)
     }
 
+    /// Without a member, if none can be made: then the others have everything.
+    fn join(&self, consumer: &str, topic: Topic) -> Membership {
+        let (membership, caller) = Membership::new();
+        let (places, positions) = (self.places.clone(), self.positions.clone());
+        let name = self.config.topic_name(topic);
+        positions.expect(consumer);
+        let member = members::join(&self.client, &self.config, consumer, &name, places, positions, caller);
+        let started = member.map_err(|error| error.to_string()).and_then(|member| {
+            let member = Arc::new(member);
+            self.positions.join(consumer, member.clone());
+            let work = move |stop: &AtomicBool| members::run(member, stop);
+            self.threads.spawn("journal-member", work).map_err(|error| chain(&error))
+        });
+        if let Err(error) = started {
+            tracing::error!(consumer, error, "this process takes no part in the work");
+        }
+        membership
+    }
+
     fn commit(&self, consumer: &str, at: Partition, position: Offset) -> BoxFuture<'static, io::Result<()>> {
         let committed = match self.places.find(at) {
-            Some(place) => {
-                self.positions.set(consumer, place, position);
-                Ok(())
-            }
+            Some(place) if self.positions.set(consumer, place, position) => Ok(()),
+            Some(_) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{at} is another's"))),
             None => Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no partition {at}"))),
         };
         future::ready(committed).boxed()
@@ -354,17 +387,17 @@ struct Threads {
     /// Why one of them is no more.
     broken: watch::Sender<Option<String>>,
     appender: Arc<Appender>,
-    running: Vec<JoinHandle<()>>,
+    running: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Threads {
     fn new(appender: Arc<Appender>) -> Self {
-        Self { stop: Arc::default(), broken: watch::Sender::new(None), appender, running: Vec::new() }
+        Self { stop: Arc::default(), broken: watch::Sender::new(None), appender, running: Mutex::default() }
     }
 
     /// A thread that panics takes the journal with it: an append must not wait for somebody who is no more.
     fn spawn(
-        &mut self,
+        &self,
         name: &'static str,
         work: impl FnOnce(&AtomicBool) + Send + 'static,
     ) -> Result<(), OpenError> {
@@ -377,12 +410,12 @@ impl Threads {
             broken.send_replace(Some(reason));
         };
         let thread = thread::Builder::new().name(name.into()).spawn(run);
-        self.running.push(thread.map_err(|source| OpenError::Thread { thread: name, source })?);
+        held(&self.running).push(thread.map_err(|source| OpenError::Thread { thread: name, source })?);
         Ok(())
     }
 
     fn wake(&self) {
-        self.running.iter().for_each(|thread| thread.thread().unpark());
+        held(&self.running).iter().for_each(|thread| thread.thread().unpark());
     }
 }
 
@@ -390,7 +423,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
-        for thread in self.running.drain(..) {
+        for thread in held(&self.running).drain(..) {
             // One that panicked has said so.
             let _ = thread.join();
         }

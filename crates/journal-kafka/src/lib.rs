@@ -14,6 +14,7 @@ mod labels; // what stands beside a record, for others' tools
 
 mod append; // records on their way to Kafka, bounded
 mod cold; // what the tail does not have in memory
+mod members; // partitions that processes share
 mod positions; // how far each consumer has got
 mod retention;
 mod tail; // the newest records, in memory

@@ -54,6 +54,8 @@ impl Retention {
         if let Err(error) = self.positions.save() {
             tracing::warn!(%error, "consumers' positions are not saved");
         }
+        // Also those of other processes.
+        self.positions.look(&self.asker, self.timeout)?;
         let mut wanted = TopicPartitionList::new();
         let Some(now_millis) = self.now_millis() else { return Ok(0) };
         let before = now_millis.saturating_sub(self.keeps.as_millis() as i64).max(0);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dunlin_journal::{Entries, Offset};
+use dunlin_journal::{Entries, Offset, Topic};
 use dunlin_model::Timestamp;
 use rdkafka::{
     Message, Offset as KafkaOffset, TopicPartitionList,
@@ -37,6 +37,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Tail {
     places: Arc<Places>,
+    /// Whether a place is followed.
+    follows: Vec<bool>,
     newest: Vec<RwLock<Newest>>,
     /// Whose chunk came when, to forget the oldest first.
     order: Mutex<VecDeque<usize>>,
@@ -76,6 +78,7 @@ pub(crate) enum Looked {
 impl Tail {
     pub(crate) fn new(
         places: Arc<Places>,
+        topics: &[Topic],
         bytes_max: usize,
         progress: watch::Sender<u64>,
         metrics: Arc<Metrics>,
@@ -85,7 +88,9 @@ impl Tail {
             RwLock::new(Newest { from: next, end: next, chunks: VecDeque::new() })
         });
         let newest = newest.collect();
+        let follows = places.row().iter().map(|place| topics.contains(&place.at.topic)).collect();
         Self {
+            follows,
             newest,
             order: Mutex::default(),
             bytes: AtomicUsize::new(0),
@@ -97,6 +102,10 @@ impl Tail {
         }
     }
 
+    pub(crate) fn follows(&self, place: usize) -> bool {
+        self.follows[place]
+    }
+
     pub(crate) fn newest_millis(&self) -> Option<i64> {
         let millis = self.newest_millis.load(Ordering::Acquire);
         (millis != i64::MIN).then_some(millis)
@@ -104,7 +113,7 @@ impl Tail {
 
     pub(crate) fn look(&self, place: usize, from: Offset, bytes_max: usize) -> Looked {
         let newest = self.read(place);
-        if from.0 < newest.from {
+        if from.0 < newest.from || !self.follows[place] {
             return Looked::Older;
         }
         if from.0 >= newest.end {
@@ -180,7 +189,7 @@ impl Tail {
     /// From where each partition was followed, or from where it can be.
     fn take_up(&self, consumer: &Consumer) -> KafkaResult<()> {
         let mut assignment = TopicPartitionList::new();
-        for (n, place) in self.places.row().iter().enumerate() {
+        for (n, place) in self.places.row().iter().enumerate().filter(|(n, _)| self.follows[*n]) {
             let (low, high) = consumer.fetch_watermarks(&place.topic, place.partition(), POLL * 50)?;
             let (low, high) = (low.max(0) as u64, high.max(0) as u64);
             let end = self.read(n).end;

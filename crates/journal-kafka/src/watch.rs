@@ -12,6 +12,7 @@ use std::{
 
 use dunlin_journal::{Health, Offset, Recovery, Topic};
 use rdkafka::consumer::Consumer as _;
+use tokio::sync::watch;
 
 use crate::{
     append::Appender,
@@ -21,6 +22,7 @@ use crate::{
     places::Places,
     positions::Positions,
     retention::Retention,
+    tail::Tail,
     topics::AllFacts,
 };
 
@@ -35,6 +37,8 @@ pub(crate) struct Watch {
     pub(crate) facts: AllFacts,
     pub(crate) appender: Arc<Appender>,
     pub(crate) cold: Arc<Cold>,
+    pub(crate) tail: Arc<Tail>,
+    pub(crate) progress: watch::Sender<u64>,
     pub(crate) positions: Arc<Positions>,
     pub(crate) retention: Arc<Retention>,
     pub(crate) stalled_after: Duration,
@@ -55,6 +59,9 @@ impl Watch {
             if oldest_looked.elapsed() >= OLDEST_EVERY {
                 oldest_looked = Instant::now();
                 self.find_oldest(asker, is_over);
+                if let Err(error) = self.positions.look(asker, self.timeout) {
+                    tracing::debug!(%error, "how far others are is not known");
+                }
                 self.cold.forget_idle();
             }
             if trimmed.elapsed() >= TRIM_EVERY {
@@ -135,9 +142,15 @@ impl Watch {
     }
 
     fn find_oldest(&self, asker: &Consumer, is_over: impl Fn() -> bool) {
-        for place in self.places.row().iter().take_while(|_| !is_over()) {
+        for (n, place) in self.places.row().iter().enumerate().take_while(|_| !is_over()) {
             match asker.fetch_watermarks(&place.topic, place.partition(), self.timeout) {
-                Ok((low, _)) => place.starts_at(Offset(low.max(0) as u64)),
+                Ok((low, high)) => {
+                    // Where the end is followed, that says how far it is.
+                    if !self.tail.follows(n) && place.reaches(Offset(high.max(0) as u64)) {
+                        self.progress.send_modify(|n| *n += 1);
+                    }
+                    place.starts_at(Offset(low.max(0) as u64));
+                }
                 Err(_) => return, // `look` says it.
             }
         }

@@ -5,6 +5,8 @@ use dunlin_model::Timestamp;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
+use crate::Membership;
+
 /// An ordered, durable, partitioned log.
 ///
 /// - A batch is durable once `append` returns its offset, and every later reader reads it.
@@ -54,8 +56,15 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     /// Where `consumer` committed that it has got to; `None` if it never did.
     fn position(&self, consumer: &str, at: Partition) -> Option<Offset>;
 
+    /// Takes part in the work of `consumer` on a topic, with all processes that do. A journal of one's own gives everything
+    /// at once. Once at a time in a process, for a consumer.
+    fn join(&self, _consumer: &str, topic: Topic) -> Membership {
+        Membership::alone((0..self.partitions(topic)).map(|index| Partition::new(topic, index)))
+    }
+
     /// Remembers that `consumer` needs nothing before `position` any more. Survives a restart; after a crash an
-    /// older position may come back, so a consumer whose results are stored elsewhere keeps its own.
+    /// older position may come back, so a consumer whose results are stored elsewhere keeps its own. Of a consumer that
+    /// was joined, only where its partition is held.
     fn commit(&self, consumer: &str, at: Partition, position: Offset) -> BoxFuture<'static, io::Result<()>>;
 
     /// Whether an append can succeed now.

@@ -1,6 +1,7 @@
 //! The durable log that feeds every stage: its contract, the suite that every backend runs, and a memory journal.
 
 mod contract;
+mod membership;
 mod memory;
 
 pub mod conformance;
@@ -9,4 +10,5 @@ pub use contract::{
     AppendError, Appended, Batch, Entries, Entry, Extent, Health, Journal, Offset, Partition, ReadError,
     Recovery, Topic,
 };
+pub use membership::{Caller, Membership, Turn};
 pub use memory::MemoryJournal;

@@ -36,7 +36,12 @@ pub(crate) fn save(path: &Path, position: Offset, state: &impl Serialize) -> io:
     bytes[..4].copy_from_slice(MAGIC);
     bytes[4] = VERSION;
     bytes[5..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
-    replace(path, &path.with_extension("tmp"), &bytes)
+    replace(path, &beside(path), &bytes)
+}
+
+/// Another for each process: who had the role before may still write, for a moment.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension(format!("{}.tmp", std::process::id()))
 }
 
 /// `None`: there is no checkpoint yet.

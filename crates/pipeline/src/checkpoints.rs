@@ -1,16 +1,22 @@
 //! Checkpoints in an object store, which may be a local directory.
 //!
-//! `PARTITIONS-PARTITION/SEQUENCE.ckpt`, one object each:
+//! `PARTITIONS-PARTITION/SEQUENCE-RUN.ckpt`, one object each:
 //! `DLCK` | version u8 | xxh3 of the rest, u64 LE | postcard of (sequence of the base, position, state)
 //!
 //! A checkpoint is one object, so it is there as a whole or not at all: the position and the state it belongs to. It
 //! is whole, a base, or holds what changed since the one before it; a start reads the newest base and all that follow
 //! it. One that cannot be read ends the chain before it, and the run goes on from there. After a failed write the next
 //! is a base. What two bases have made needless is deleted.
+//!
+//! A run begins its sequence far behind all that is there, and what it writes bears its name. So whoever goes on writing
+//! after a partition was given to another spoils nothing: what it writes stands before that one's first. Even if both
+//! went on from the same, neither replaces what is the other's, deletes it or makes a chain with it. Of the store nothing
+//! more is asked than to list what was put; conditional requests are not known to all of them.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fs::File,
+    hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -31,8 +37,11 @@ const MAGIC: &[u8; 4] = b"DLCK";
 const VERSION: u8 = 4;
 const HEAD_BYTES: usize = 13;
 const ENDING: &str = ".ckpt";
+const SEQUENCE_DIGITS: usize = 20;
 /// Objects of one chain: a start reads them all.
 const CHAIN_MAX: u64 = 256;
+/// Left between the sequences of two runs: more than one writes after it has lost its partition.
+const RUN_MAX: u64 = 1 << 20;
 /// An object store that hangs must not hold back the next try for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// One request. Who asks tries again by itself, and wants to be told what is wrong before.
@@ -65,6 +74,7 @@ pub struct CheckpointStore {
     prefix: Key,
     /// Of a local store: what is written there is synced by hand.
     root: Option<PathBuf>,
+    is_shared: bool,
 }
 
 impl CheckpointStore {
@@ -74,7 +84,7 @@ impl CheckpointStore {
         let root = made.map_err(|source| CheckpointError::Sync { path: dir.into(), source })?;
         let store = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| CheckpointError::Store { key: dir.display().to_string(), source })?;
-        Ok(Self { store: Arc::new(store), prefix: Key::default(), root: Some(root) })
+        Ok(Self { store: Arc::new(store), prefix: Key::default(), root: Some(root), is_shared: false })
     }
 
     /// At `s3://BUCKET/PREFIX` or `file:///DIRECTORY`. `options` are those of S3 by their usual names, `aws_endpoint` and
@@ -105,7 +115,7 @@ impl CheckpointStore {
                 let builder = known.fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 let store =
                     builder.build().map_err(|source| CheckpointError::Store { key: url.into(), source })?;
-                Ok(Self { store: Arc::new(store), prefix, root: None })
+                Ok(Self { store: Arc::new(store), prefix, root: None, is_shared: false })
             }
             _ => Err(no_place()),
         }
@@ -113,7 +123,16 @@ impl CheckpointStore {
 
     /// On any object store.
     pub fn on(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, prefix: Key::default(), root: None }
+        Self { store, prefix: Key::default(), root: None, is_shared: false }
+    }
+
+    /// Other processes work on theirs at the same time: nothing moves to another number of partitions.
+    pub fn shared(self) -> Self {
+        Self { is_shared: true, ..self }
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     fn key(&self, name: &str) -> Key {
@@ -140,8 +159,8 @@ impl CheckpointStore {
     pub(crate) async fn forget_layout(&self, partitions: u16) -> Result<(), CheckpointError> {
         for partition in 0..partitions {
             let chain = Chain::of(self, partitions, partition);
-            for sequence in chain.sequences().await? {
-                chain.delete(sequence).await?;
+            for name in chain.names().await? {
+                chain.delete(&name).await?;
             }
         }
         Ok(())
@@ -185,6 +204,13 @@ pub(crate) struct Chain {
     name: String,
 }
 
+/// Of an object in a chain, which is one run's. Runs before there were several have no name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    sequence: u64,
+    run: String,
+}
+
 /// A chain as it was found: its states, the oldest first, and what they belong to.
 pub(crate) struct Found<S> {
     pub(crate) position: Offset,
@@ -201,23 +227,26 @@ impl Chain {
         Self { store: store.clone(), name: name.into() }
     }
 
-    fn object(&self, sequence: u64) -> String {
-        format!("{}/{sequence:020}{ENDING}", self.name)
+    fn object(&self, Name { sequence, run }: &Name) -> String {
+        format!("{}/{sequence:0SEQUENCE_DIGITS$}{run}{ENDING}", self.name)
     }
 
     /// Growing.
-    async fn sequences(&self) -> Result<Vec<u64>, CheckpointError> {
+    async fn names(&self) -> Result<Vec<Name>, CheckpointError> {
         let prefix = self.store.key(&self.name);
         let failed = |source| CheckpointError::Store { key: self.name.clone(), source };
         let listed: Vec<_> = self.store.store.list(Some(&prefix)).try_collect().await.map_err(failed)?;
-        let sequence = |key: &Key| key.filename()?.strip_suffix(ENDING)?.parse().ok();
-        let mut sequences: Vec<u64> = listed.iter().filter_map(|object| sequence(&object.location)).collect();
-        sequences.sort_unstable();
-        Ok(sequences)
+        let name = |key: &Key| {
+            let (sequence, run) = key.filename()?.strip_suffix(ENDING)?.split_at_checked(SEQUENCE_DIGITS)?;
+            Some(Name { sequence: sequence.parse().ok()?, run: run.into() })
+        };
+        let mut names: Vec<Name> = listed.iter().filter_map(|object| name(&object.location)).collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
-    async fn delete(&self, sequence: u64) -> Result<(), CheckpointError> {
-        let key = self.object(sequence);
+    async fn delete(&self, name: &Name) -> Result<(), CheckpointError> {
+        let key = self.object(name);
         match self.store.store.delete(&self.store.key(&key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(CheckpointError::Store { key, source }),
@@ -228,18 +257,17 @@ impl Chain {
     pub(crate) async fn load<S: DeserializeOwned>(
         &self,
     ) -> Result<(Option<Found<S>>, Writer), CheckpointError> {
-        let sequences = self.sequences().await?;
-        // One number is left out: a run before this one may have something under way.
-        let next = sequences.last().map_or(0, |last| last + 2);
+        let names = self.names().await?;
+        let next = names.last().map_or(0, |last| last.sequence + RUN_MAX);
         let writer = Writer::new(self.clone(), next);
-        let mut read = BTreeMap::<u64, (u64, Offset, S)>::new();
-        for newest in sequences.iter().rev() {
-            match self.chain_to(*newest, &mut read).await {
+        let mut read = BTreeMap::<Name, (u64, Offset, S)>::new();
+        for newest in names.iter().rev() {
+            match self.chain_to(newest, &mut read).await {
                 Ok(base) => {
-                    let mut chain = read.split_off(&base);
-                    chain.split_off(&(newest + 1));
-                    let position = chain[newest].1;
-                    let states = chain.into_values().map(|(_, _, state)| state).collect();
+                    let position = read[newest].1;
+                    let of_chain = base..=newest.sequence;
+                    read.retain(|name, _| name.run == newest.run && of_chain.contains(&name.sequence));
+                    let states = read.into_values().map(|(_, _, state)| state).collect();
                     return Ok((Some(Found { position, states }), writer));
                 }
                 // A store that does not answer has not lost anything.
@@ -247,7 +275,7 @@ impl Chain {
                 Err(error) => {
                     tracing::error!(
                         chain = self.name,
-                        sequence = newest,
+                        object = self.object(newest),
                         error = chain(&error),
                         "checkpoint not usable; going on from one before it"
                     );
@@ -260,25 +288,23 @@ impl Chain {
     /// Reads what the checkpoint needs; the sequence of its base.
     async fn chain_to<S: DeserializeOwned>(
         &self,
-        newest: u64,
-        read: &mut BTreeMap<u64, (u64, Offset, S)>,
+        newest: &Name,
+        read: &mut BTreeMap<Name, (u64, Offset, S)>,
     ) -> Result<u64, CheckpointError> {
-        let mut sequence = newest;
+        let mut name = newest.clone();
         let mut base = None;
         loop {
-            if let Entry::Vacant(unread) = read.entry(sequence) {
-                let object = self.object(sequence);
+            let object = self.object(&name);
+            if let Entry::Vacant(unread) = read.entry(name.clone()) {
                 unread.insert(decode(&object, &self.store.get(&object).await?)?);
             }
-            let of = read[&sequence].0;
+            let of = read[&name].0;
             let base = *base.get_or_insert(of);
-            match sequence {
-                s if s == base => return Ok(base),
+            match name.sequence {
                 // The chain is another's, or begins after itself.
-                s if of != base || s < base => {
-                    return Err(CheckpointError::Damaged { key: self.object(s) });
-                }
-                s => sequence = s - 1,
+                s if of != base || s < base => return Err(CheckpointError::Damaged { key: object }),
+                s if s == base => return Ok(base),
+                s => name.sequence = s - 1,
             }
         }
     }
@@ -329,6 +355,9 @@ fn encode(base: u64, position: Offset, state: &impl Serialize) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) struct Writer {
     chain: Chain,
+    /// No other writer's.
+    run: String,
+    first: u64,
     next: u64,
     base: Option<u64>,
     /// The one before.
@@ -356,8 +385,22 @@ pub(crate) struct Written {
 }
 
 impl Writer {
-    fn new(chain: Chain, next: u64) -> Self {
-        Self { chain, next, base: None, base_before: None, base_bytes: 0, chain_bytes: 0, under_way: None }
+    fn new(chain: Chain, first: u64) -> Self {
+        Self {
+            chain,
+            run: format!("-{:016x}", RandomState::new().hash_one("run")),
+            first,
+            next: first,
+            base: None,
+            base_before: None,
+            base_bytes: 0,
+            chain_bytes: 0,
+            under_way: None,
+        }
+    }
+
+    fn name(&self, sequence: u64) -> Name {
+        Name { sequence, run: self.run.clone() }
     }
 
     /// Whether the next has to be whole.
@@ -378,7 +421,7 @@ impl Writer {
         let base = self.base.filter(|_| !is_whole).unwrap_or(sequence);
         let bytes = encode(base, position, state);
         let len = bytes.len() as u64;
-        let (store, object) = (self.chain.store.clone(), self.chain.object(sequence));
+        let (store, object) = (self.chain.store.clone(), self.chain.object(&self.name(sequence)));
         let task = tokio::spawn(async move { store.put(&object, bytes).await });
         self.under_way = Some(UnderWay { sequence, position, bytes: len, is_whole, task });
     }
@@ -413,11 +456,13 @@ impl Writer {
         Some(Ok(Written { position, bytes, is_whole }))
     }
 
-    /// What is left over costs room and nothing else.
+    /// Of its own and of the runs before it. What is left over costs room and nothing else.
     async fn delete_before(&self, sequence: u64) {
         let deleted = async {
-            for old in self.chain.sequences().await?.into_iter().filter(|old| *old < sequence) {
-                self.chain.delete(old).await?;
+            for old in self.chain.names().await? {
+                if old.sequence < self.first || (old.run == self.run && old.sequence < sequence) {
+                    self.chain.delete(&old).await?;
+                }
             }
             Ok::<(), CheckpointError>(())
         };

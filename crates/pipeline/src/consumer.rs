@@ -18,13 +18,22 @@ const RAN_WELL: Duration = Duration::from_secs(60);
 /// A consumer's thread; dropped, it stops when it next looks.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Order>,
     done: oneshot::Receiver<()>,
 }
 
 /// Whether the owner asked the consumer to stop.
 #[derive(Debug, Clone)]
-pub(crate) struct Stop(watch::Receiver<bool>);
+pub(crate) struct Stop(watch::Receiver<Order>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    GoOn,
+    /// Once what is known is written down.
+    Stop,
+    /// Without writing anything down: another does that by now.
+    GiveUp,
+}
 
 impl Worker {
     /// Runs `work` on its own thread with a runtime for timers, below the priority of what devices wait for. Work that
@@ -35,7 +44,7 @@ impl Worker {
         mut work: impl FnMut(Stop) -> F + Send + 'static,
         broke: impl Fn(String) + Send + 'static,
     ) -> io::Result<Self> {
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Order::GoOn);
         let (finished, done) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(name.clone()).spawn(move || {
@@ -64,7 +73,7 @@ impl Worker {
     }
 
     pub(crate) fn ask_to_stop(&self) {
-        let _ = self.stop.send(true);
+        let _ = self.stop.send(Order::Stop);
     }
 
     /// Returns when the thread is through.
@@ -72,17 +81,27 @@ impl Worker {
         self.ask_to_stop();
         let _ = self.done.await;
     }
+
+    /// Returns when the thread is through, which leaves what it knows.
+    pub(crate) async fn given_up(self) {
+        let _ = self.stop.send(Order::GiveUp);
+        let _ = self.done.await;
+    }
 }
 
 impl Stop {
     /// For work that nobody stops as long as the first is kept.
-    pub(crate) fn never() -> (watch::Sender<bool>, Self) {
-        let (never, stop) = watch::channel(false);
+    pub(crate) fn never() -> (watch::Sender<Order>, Self) {
+        let (never, stop) = watch::channel(Order::GoOn);
         (never, Self(stop))
     }
 
     pub(crate) fn is_asked(&self) -> bool {
-        *self.0.borrow() || self.0.has_changed().is_err()
+        *self.0.borrow() != Order::GoOn || self.0.has_changed().is_err()
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        *self.0.borrow() == Order::GiveUp
     }
 
     pub(crate) async fn asked(&mut self) {

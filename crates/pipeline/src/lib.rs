@@ -32,10 +32,10 @@ mod copies; // which messages came before
 pub use copies::{RecentIds, RecentIdsLimits};
 pub use engine::{Account, Limits};
 pub use pipeline::{
-    CheckpointError, CheckpointStatus, CheckpointStore, Config, GroupsStatus, Inflow, PartitionStatus,
-    Pipeline, PipelineView, RulesInForce, StartError, Status,
+    CONSUMER as PIPELINE, CheckpointError, CheckpointStatus, CheckpointStore, Config, GROUPS, GroupsStatus,
+    Inflow, PartitionStatus, Pipeline, PipelineView, RulesInForce, StartError, Status,
 };
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
 pub use sampling::{NotCritical, SamplingConfig};
-pub use store::{StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};
+pub use store::{CONSUMER as STORE, StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};

@@ -1,4 +1,5 @@
-//! The rules, running: one thread a partition reads, evaluates, says, and keeps a checkpoint.
+//! The rules, running: one thread a partition reads, evaluates, says, and keeps a checkpoint. Which partitions, the
+//! journal says: all of them, or this process's part, which comes and goes.
 //!
 //! What a stretch of the journal brings about is durable in `alerts` before a checkpoint covers the stretch. After a
 //! crash it is said again, under the same ids.
@@ -11,19 +12,20 @@ mod metrics;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ask::Asked;
-use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_journal::{Batch, Entries, Journal, Offset, Partition, ReadError, Topic, Turn};
 use dunlin_model::{
     AlertTransition, Clock, Record, RejectReason, Rejected, Slot, Timestamp,
     avro::{self, Datum},
     chain,
     limits::REJECTED_BYTES_MAX,
 };
+use merge::{Merging, PARTIALS};
 use metrics::Metrics;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -38,18 +40,20 @@ use crate::{
     engine::{BLOCK, Broken, Engine, Fate, State},
     groups::Partial,
 };
-use merge::Groups;
+pub use merge::CONSUMER as GROUPS;
 
 /// Records behind at which the rules go on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
-pub(crate) const CONSUMER: &str = "pipeline";
+pub const CONSUMER: &str = "pipeline";
 /// How far a tick stays behind what is settled, for the moments between a record's arrival and its being under way.
 const TICK_MARGIN: Duration = Duration::from_millis(500);
 /// The engine says when silence brings something about. Looked at no later than this, as the server's clock may be set,
 const TICK_AFTER_MAX: Duration = Duration::from_secs(1);
 /// and no sooner, while what is under way holds time back.
 const TICK_AFTER_MIN: Duration = Duration::from_millis(20);
+/// How much later than to another process something may come to this one, as when a broker of Kafka has died.
+const LATER_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -61,6 +65,8 @@ pub struct Config {
     pub checkpoints: String,
     /// Bytes of the journal taken in at once.
     pub chunk_bytes: usize,
+    /// Where gateways are other processes: what they received longer ago is in the journal. Time passes so much later.
+    pub inflow_seconds_max: u64,
     /// How long news of the journal gather before they are read: fewer, larger stretches cost less.
     pub gather_millis: u64,
     /// The threads' scheduling priority, 0 to 19; larger yields more.
@@ -74,6 +80,7 @@ impl Default for Config {
             checkpoint_seconds: 10,
             checkpoints: String::new(),
             chunk_bytes: 1 << 20,
+            inflow_seconds_max: 5,
             gather_millis: 20,
             nice: 5,
         }
@@ -85,6 +92,9 @@ pub trait Inflow: fmt::Debug + Send + Sync + 'static {
     /// When the oldest telemetry was received that is not in the journal yet and may still come; `None` if there is
     /// none.
     fn oldest_under_way(&self) -> Option<Timestamp>;
+
+    /// Something came that the log took at that moment, by its own clock.
+    fn came(&self, _appended_at: Timestamp) {}
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -99,14 +109,21 @@ pub enum StartError {
     Thread { what: String, source: io::Error },
 }
 
-/// The rules over all partitions of `telemetry`.
+/// The rules over the partitions of `telemetry` that this process has.
 #[derive(Debug)]
 pub struct Pipeline {
-    workers: Vec<Worker>,
-    groups: Groups,
-    shown: Vec<Shown>,
-    asked: Vec<Asked>,
+    /// Begins and ends the others.
+    crew: Worker,
+    partitions: Arc<[OfPartition]>,
+    groups: Arc<Mutex<GroupsStatus>>,
     rules: watch::Sender<RuleSet>,
+}
+
+/// What others see of a partition, and ask it.
+#[derive(Debug, Clone, Default)]
+struct OfPartition {
+    shown: Shown,
+    asked: Asked,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -121,6 +138,8 @@ pub struct Status {
 
 #[derive(Debug, Clone, Default)]
 pub struct PartitionStatus {
+    /// Whether this process has it.
+    pub is_held: bool,
     pub position: Offset,
     /// Records that are in the journal and not yet evaluated.
     pub lag: u64,
@@ -151,6 +170,8 @@ pub struct CheckpointStatus {
 /// Where the rules over groups are.
 #[derive(Debug, Clone, Default)]
 pub struct GroupsStatus {
+    /// Whether they are judged by this process.
+    pub is_held: bool,
     pub position: Offset,
     /// Event time up to which all partitions have counted.
     pub judged_up_to: Option<Timestamp>,
@@ -175,15 +196,14 @@ impl RulesInForce {
 /// Shows how the rules stand, also while somebody else stops them.
 #[derive(Debug, Clone)]
 pub struct PipelineView {
-    partitions: Vec<Shown>,
+    partitions: Arc<[OfPartition]>,
     groups: Arc<Mutex<GroupsStatus>>,
-    asked: Vec<Asked>,
 }
 
 impl PipelineView {
     pub fn status(&self) -> Status {
         let mut status = Status::default();
-        for shown in &self.partitions {
+        for OfPartition { shown, .. } in &*self.partitions {
             let partition = lock(shown).clone();
             for (tenant, account) in &partition.accounts {
                 *status.accounts.entry(tenant.to_string()).or_default() += *account;
@@ -196,30 +216,35 @@ impl PipelineView {
 
     /// Why partitions do not move, of those that do not.
     pub fn stalled(&self) -> Vec<String> {
-        let of = |(index, shown): (usize, &Shown)| {
-            lock(shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
+        let of = |(index, of): (usize, &OfPartition)| {
+            lock(&of.shown).stalled.as_ref().map(|reason| format!("partition {index}: {reason}"))
         };
         let groups = lock(&self.groups).stalled.as_ref().map(|reason| format!("groups: {reason}"));
         self.partitions.iter().enumerate().filter_map(of).chain(groups).collect()
     }
 
     /// How far the clock of a device is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
-    /// times, or nothing is known of it.
+    /// times, or nothing is known of it here.
     pub async fn clock_ahead_micros(&self, tenant: &str, device: &str) -> Option<i64> {
-        let partition = Slot::of(tenant, device).partition(self.asked.len() as u16);
-        self.asked.get(usize::from(partition))?.ask(tenant, device).await
+        let partition = Slot::of(tenant, device).partition(self.partitions.len() as u16);
+        let OfPartition { shown, asked } = self.partitions.get(usize::from(partition))?;
+        if !lock(shown).is_held {
+            return None;
+        }
+        asked.ask(tenant, device).await
     }
 
-    /// How far the rules are in a partition.
+    /// How far the rules are in a partition; `None` if another process has it.
     pub fn position(&self, partition: u16) -> Option<Offset> {
-        self.partitions.get(usize::from(partition)).map(|shown| lock(shown).position)
+        let shown = lock(&self.partitions.get(usize::from(partition))?.shown);
+        shown.is_held.then_some(shown.position)
     }
 }
 
 impl Pipeline {
-    /// Starts the threads. State is kept in `checkpoints`; what the store knows of copies is read in `data`. If the
-    /// journal has another number of partitions than the checkpoints, what is known of devices moves first: nobody may
-    /// append before this is over.
+    /// Starts the threads. State is kept in `checkpoints`; what the store knows of copies is read in `data`. Processes that
+    /// share partitions share both. If the journal has another number of partitions than the checkpoints, what is known of
+    /// devices moves first: nobody may append before this is over.
     #[expect(clippy::too_many_arguments)]
     pub fn start(
         config: Config,
@@ -231,66 +256,30 @@ impl Pipeline {
         clock: Clock,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
-        let metrics = Metrics::new(registry);
         let (rules, in_force) = watch::channel(rules);
-        let partitions = journal.partitions(Topic::Telemetry);
-        let worker_of = |index: u16, of: u16, shown: &Shown, asked: &Asked| Rules {
-            at: Partition::new(Topic::Telemetry, index),
-            partitions: of,
-            chain: Chain::of(&checkpoints, of, index),
-            snapshots: Snapshots::new(data, Partition::new(Topic::Telemetry, index), config.limits.copies),
-            checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
-            config: config.clone(),
-            journal: journal.clone(),
-            inflow: inflow.clone(),
-            in_force: in_force.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            shown: shown.clone(),
-            asked: asked.clone(),
-            position: Offset::ZERO,
-            saved: None,
+        let count = journal.partitions(Topic::Telemetry);
+        let partitions: Arc<[OfPartition]> = (0..count).map(|_| OfPartition::default()).collect();
+        let groups = Arc::<Mutex<GroupsStatus>>::default();
+        let crew = Crew {
+            config,
+            journal,
+            inflow,
+            data: data.into(),
+            checkpoints,
+            in_force,
+            clock,
+            metrics: Metrics::new(registry),
+            partitions: partitions.clone(),
+            groups: groups.clone(),
         };
-        layout::take_up(&checkpoints, partitions, |index, of| {
-            worker_of(index, of, &Shown::default(), &Asked::default())
-        })?;
-        let groups = Groups::start(
-            merge::Merging {
-                chain: Chain::named(&checkpoints, "groups"),
-                checkpoint_due: Every::new(Duration::from_secs(config.checkpoint_seconds)),
-                config: config.clone(),
-                journal: journal.clone(),
-                in_force: in_force.clone(),
-                clock: clock.clone(),
-                metrics: metrics.clone(),
-            },
-            config.nice,
-        )?;
-        let mut pipeline = Self { workers: Vec::new(), groups, shown: Vec::new(), asked: Vec::new(), rules };
-        for index in 0..partitions {
-            let (shown, asked) = (Shown::default(), Asked::default());
-            let worker = worker_of(index, partitions, &shown, &asked);
-            let told = shown.clone();
-            let worker = Worker::spawn(
-                format!("rules-{index}"),
-                config.nice,
-                move |stop| worker.clone().run(stop),
-                move |reason| lock(&told).stalled = Some(reason),
-            )
-            .map_err(|source| StartError::Thread { what: format!("rules on partition {index}"), source })?;
-            pipeline.workers.push(worker);
-            pipeline.shown.push(shown);
-            pipeline.asked.push(asked);
-        }
-        Ok(pipeline)
+        layout::take_up(&crew.checkpoints, count, |index, of| crew.rules(index, of, OfPartition::default()))?;
+        let crew = Worker::spawn("rules".into(), 0, move |stop| crew.clone().run(stop), |_| {});
+        let failed = |source| StartError::Thread { what: "the rules".into(), source };
+        Ok(Self { crew: crew.map_err(failed)?, partitions, groups, rules })
     }
 
     pub fn view(&self) -> PipelineView {
-        PipelineView {
-            partitions: self.shown.clone(),
-            groups: self.groups.shown(),
-            asked: self.asked.clone(),
-        }
+        PipelineView { partitions: self.partitions.clone(), groups: self.groups.clone() }
     }
 
     /// What changes the rules, also while somebody else stops them.
@@ -300,12 +289,140 @@ impl Pipeline {
 
     /// Ends after the stretches under way and a last checkpoint.
     pub async fn stop(self) {
-        self.workers.iter().for_each(Worker::ask_to_stop);
-        for worker in self.workers {
-            worker.stopped().await;
+        self.crew.stopped().await;
+    }
+}
+
+/// Has a thread for every partition that this process has, and one for the rules over groups if it has what all partitions
+/// counted.
+#[derive(Clone)]
+struct Crew {
+    config: Config,
+    journal: Arc<dyn Journal>,
+    inflow: Arc<dyn Inflow>,
+    data: PathBuf,
+    checkpoints: CheckpointStore,
+    in_force: watch::Receiver<RuleSet>,
+    clock: Clock,
+    metrics: Metrics,
+    partitions: Arc<[OfPartition]>,
+    groups: Arc<Mutex<GroupsStatus>>,
+}
+
+impl Crew {
+    async fn run(self, mut stop: Stop) {
+        let mut telemetry = self.journal.join(CONSUMER, Topic::Telemetry);
+        let mut partials = self.journal.join(GROUPS, Topic::Partials);
+        let mut workers = BTreeMap::<Partition, Worker>::new();
+        self.metrics.partitions.set(self.partitions.len() as i64);
+        loop {
+            let held = workers.keys().filter(|at| at.topic == Topic::Telemetry).count();
+            self.metrics.partitions_held.set(held as i64);
+            self.metrics.groups_held.set(i64::from(workers.contains_key(&PARTIALS)));
+            let turn = tokio::select! {
+                () = stop.asked() => break,
+                turn = telemetry.next() => turn,
+                turn = partials.next() => turn,
+            };
+            match turn {
+                Turn::Given(at) => match self.begin(at) {
+                    Ok(worker) => _ = workers.insert(at, worker),
+                    Err(error) => self.cannot_begin(at, &error),
+                },
+                Turn::Asked(at) => {
+                    if let Some(worker) = workers.remove(&at) {
+                        worker.stopped().await;
+                    }
+                    self.ended(at);
+                    let membership = if at == PARTIALS { &partials } else { &telemetry };
+                    membership.release(at);
+                }
+                // What it would still write down is the next holder's business by now.
+                Turn::Lost(at) => {
+                    if let Some(worker) = workers.remove(&at) {
+                        worker.given_up().await;
+                    }
+                    self.ended(at);
+                }
+            }
         }
         // After those who have something to say to it.
-        self.groups.stop().await;
+        let groups = workers.remove(&PARTIALS);
+        workers.values().for_each(Worker::ask_to_stop);
+        for worker in workers.into_values().chain(groups) {
+            worker.stopped().await;
+        }
+    }
+
+    fn begin(&self, at: Partition) -> io::Result<Worker> {
+        if at == PARTIALS {
+            *lock(&self.groups) = GroupsStatus { is_held: true, ..GroupsStatus::default() };
+            return merge::begin(self.merging(), self.config.nice);
+        }
+        let of = self.partitions[usize::from(at.index)].clone();
+        *lock(&of.shown) = PartitionStatus { is_held: true, ..PartitionStatus::default() };
+        let told = of.shown.clone();
+        let rules = self.rules(at.index, self.partitions.len() as u16, of);
+        let work = move |stop| rules.clone().run(stop);
+        let broke = move |reason| lock(&told).stalled = Some(reason);
+        Worker::spawn(format!("rules-{}", at.index), self.config.nice, work, broke)
+    }
+
+    /// What reads one of so many partitions.
+    fn rules(&self, index: u16, of: u16, OfPartition { shown, asked }: OfPartition) -> Rules {
+        let at = Partition::new(Topic::Telemetry, index);
+        Rules {
+            at,
+            partitions: of,
+            chain: Chain::of(&self.checkpoints, of, index),
+            snapshots: Snapshots::new(&self.data, at, self.config.limits.copies),
+            checkpoint_due: Every::new(Duration::from_secs(self.config.checkpoint_seconds)),
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            inflow: self.inflow.clone(),
+            in_force: self.in_force.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            shown,
+            asked,
+            position: Offset::ZERO,
+            saved: None,
+        }
+    }
+
+    fn merging(&self) -> Merging {
+        Merging {
+            chain: Chain::named(&self.checkpoints, "groups"),
+            checkpoint_due: Every::new(Duration::from_secs(self.config.checkpoint_seconds)),
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            in_force: self.in_force.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            shown: self.groups.clone(),
+            position: Offset::ZERO,
+        }
+    }
+
+    fn cannot_begin(&self, at: Partition, error: &io::Error) {
+        tracing::error!(partition = %at, %error, "no thread for the rules of a partition");
+        let stalled = Some(error.to_string());
+        match at {
+            PARTIALS => lock(&self.groups).stalled = stalled,
+            at => lock(&self.partitions[usize::from(at.index)].shown).stalled = stalled,
+        }
+    }
+
+    fn ended(&self, at: Partition) {
+        if at == PARTIALS {
+            *lock(&self.groups) = GroupsStatus::default();
+            return;
+        }
+        let OfPartition { shown, asked } = &self.partitions[usize::from(at.index)];
+        *lock(shown) = PartitionStatus::default();
+        // Whoever asked meanwhile is not to wait until the partition comes back.
+        asked.answer(|_, _| None);
+        self.metrics.forget(at.index);
     }
 }
 
@@ -354,6 +471,9 @@ impl Rules {
             match self.journal.read(self.at, self.position, self.config.chunk_bytes).await {
                 Ok(entries) => {
                     backoff = Backoff::default();
+                    if let Some(last) = entries.last() {
+                        self.inflow.came(last.appended_at());
+                    }
                     self.evaluate(&mut engine, &entries, stop).await?;
                     self.tick(&mut engine, stop).await?;
                     self.show(&engine, None);
@@ -375,7 +495,9 @@ impl Rules {
                 }
             }
         }
-        self.last_checkpoint(&mut engine, &mut writer).await;
+        if !stop.is_given_up() {
+            self.last_checkpoint(&mut engine, &mut writer).await;
+        }
         Ok(())
     }
 
@@ -398,9 +520,12 @@ impl Rules {
     /// From the checkpoint, or from the oldest record if there is none that can be used.
     async fn take_up(&mut self, stop: &mut Stop) -> Result<(Engine, Writer), Stopped> {
         let rules = self.in_force.borrow_and_update().clone();
-        let extent = self.journal.extent(self.at);
         let mut out = Vec::new();
         let (found, writer) = self.load(stop).await?;
+        if let Some(Found { position, .. }) = &found {
+            come_up_to(&*self.journal, self.at, *position, stop).await?;
+        }
+        let extent = self.journal.extent(self.at);
         let restored = match found {
             None => None,
             Some(Found { position, .. }) if position > extent.next => {
@@ -696,6 +821,22 @@ impl Rules {
         shown.copies = engine.accounts().values().map(|a| a.copies).sum();
         self.metrics.show(self.at.index, &shown, engine.forgotten_count(), engine.evicted_count());
     }
+}
+
+/// Whoever had the partition before may have read what has not come here yet.
+async fn come_up_to(
+    journal: &dyn Journal,
+    at: Partition,
+    position: Offset,
+    stop: &mut Stop,
+) -> Result<(), Stopped> {
+    let mut progress = journal.progress();
+    let comes = async { while journal.extent(at).next < position && progress.changed().await.is_ok() {} };
+    tokio::select! {
+        () = comes => {}
+        () = stop.sleep(LATER_MAX) => {}
+    }
+    if stop.is_asked() { Err(Stopped) } else { Ok(()) }
 }
 
 async fn say(

@@ -36,7 +36,7 @@ use crate::{
 /// Records behind at which the writer goes on at once; fewer gather first.
 const WORTH_A_ROUND: u64 = 1_000;
 /// Under which the journal knows the position.
-const CONSUMER: &str = "store";
+pub const CONSUMER: &str = "store";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -256,6 +256,9 @@ pub(crate) struct Server {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
+    /// Run some of the roles only, several with commas; the others are other processes on the same Kafka [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE")]
+    pub(crate) role: Vec<crate::config::Role>,
     /// Where everything is kept [default: ./dunlin-data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,

@@ -1,13 +1,16 @@
 mod bounds; // of every number
 mod journal; // which one
+mod roles; // what this process does
 
 use std::path::{Path, PathBuf};
 
+use dunlin_alerting::ChannelConfig;
 use dunlin_gateway::{ClientCertificates, Tls, TlsConfig};
 use dunlin_model::Clock;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use journal::JournalChoice;
+pub(crate) use roles::{Role, Roles};
 
 use crate::{
     cli::{DATA_DEFAULT, HTTP_DEFAULT, MQTT_DEFAULT, ServeArgs},
@@ -18,6 +21,8 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
+    /// What this process does: all, or some of `gateway`, `pipeline`, `store`, `alerting`, `console`.
+    pub(crate) roles: Roles,
     /// Where everything is kept. Relative directories below are relative to it.
     pub(crate) data: PathBuf,
     /// Where devices connect by MQTT.
@@ -61,6 +66,7 @@ pub(crate) struct Https {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            roles: Roles::default(),
             data: DATA_DEFAULT.into(),
             mqtt: MQTT_DEFAULT.into(),
             http: HTTP_DEFAULT.into(),
@@ -91,6 +97,9 @@ impl Config {
         config.data = args.data.clone().unwrap_or(config.data);
         config.mqtt = args.mqtt.clone().unwrap_or(config.mqtt);
         config.http = args.http.clone().unwrap_or(config.http);
+        if !args.role.is_empty() {
+            config.roles = Roles(args.role.clone());
+        }
         config.check()?;
         Ok(config)
     }
@@ -111,6 +120,10 @@ impl Config {
         }
         self.registry.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
+        let is_shared = matches!(self.journal, JournalChoice::Kafka(_));
+        let is_mqtt = |channel: &ChannelConfig| matches!(channel, ChannelConfig::Mqtt(_));
+        let roles = self.roles.check(is_shared, self.alerting.channel.iter().any(is_mqtt));
+        roles.map_err(Failure::Invalid)?;
         bounds::check(self)?;
         for (name, address) in
             [("mqtt", &self.mqtt), ("http", &self.http), ("https.address", &self.https.address)]
@@ -130,6 +143,11 @@ impl Config {
         self.rules = self.data.join(self.rules);
         self.journal = self.journal.located(&self.data);
         self.registry = self.registry.located(&self.data);
+        if let JournalChoice::Kafka(config) = &mut self.journal
+            && !self.roles.are_all()
+        {
+            config.follows = self.roles.topics();
+        }
         self.tsdb.dir = self.data.join(self.tsdb.dir);
         if !self.tls.certificate.as_os_str().is_empty() {
             self.tls.certificate = self.data.join(self.tls.certificate);

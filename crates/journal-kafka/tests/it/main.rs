@@ -1,4 +1,5 @@
 mod conformance;
+mod members;
 mod records;
 mod secure;
 mod support;

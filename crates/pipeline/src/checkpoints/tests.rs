@@ -13,6 +13,10 @@ async fn loaded(store: &CheckpointStore) -> Option<(u64, Vec<Numbers>)> {
     found.map(|found| (found.position.0, found.states))
 }
 
+async fn sequences(store: &CheckpointStore) -> Vec<u64> {
+    chain(store).names().await.unwrap().iter().map(|name| name.sequence).collect()
+}
+
 async fn write(writer: &mut Writer, position: u64, is_whole: bool) {
     writer.begin(Offset(position), is_whole, &vec![position]);
     writer.finished().await.unwrap().unwrap();
@@ -35,13 +39,67 @@ async fn a_start_finds_the_newest_base_and_what_follows_it() {
         assert_eq!(loaded(&store).await, Some((40, vec![vec![40]])));
         // The chain before is kept to go back to, and no other.
         write(&mut writer, 50, true).await;
-        assert_eq!(chain(&store).sequences().await.unwrap(), [3, 4]);
+        assert_eq!(sequences(&store).await, [3, 4]);
         // Who starts again goes on behind what is there.
         let (_, mut writer) = chain(&store).load::<Numbers>().await.unwrap();
         assert!(writer.is_whole_due());
         write(&mut writer, 60, true).await;
         assert_eq!(loaded(&store).await, Some((60, vec![vec![60]])));
     }
+}
+
+#[tokio::test]
+async fn who_has_lost_its_partition_spoils_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for store in [CheckpointStore::on(Arc::new(InMemory::new())), CheckpointStore::local(dir.path()).unwrap()]
+    {
+        let (_, mut lost) = chain(&store).load::<Numbers>().await.unwrap();
+        write(&mut lost, 10, true).await;
+        let (_, mut next) = chain(&store).load::<Numbers>().await.unwrap();
+        write(&mut next, 20, true).await;
+        // The one before goes on, and deletes what it takes for old.
+        for (position, is_whole) in [(30, false), (40, true), (50, true)] {
+            write(&mut lost, position, is_whole).await;
+            assert_eq!(loaded(&store).await, Some((20, vec![vec![20]])));
+        }
+        write(&mut next, 60, false).await;
+        assert_eq!(loaded(&store).await, Some((60, vec![vec![20], vec![60]])));
+
+        // Two that went on from the same: no chain is of both, and what one takes for old is not the other's.
+        let (_, mut one) = chain(&store).load::<Numbers>().await.unwrap();
+        let (_, mut other) = chain(&store).load::<Numbers>().await.unwrap();
+        write(&mut one, 70, true).await;
+        write(&mut other, 80, true).await;
+        write(&mut one, 90, false).await;
+        assert_eq!(loaded(&store).await, Some((90, vec![vec![70], vec![90]])));
+        write(&mut other, 100, false).await;
+        write(&mut other, 110, false).await;
+        assert_eq!(loaded(&store).await, Some((110, vec![vec![80], vec![100], vec![110]])));
+        write(&mut one, 120, true).await;
+        write(&mut one, 130, true).await;
+        assert_eq!(loaded(&store).await, Some((130, vec![vec![130]])));
+        write(&mut other, 140, false).await;
+        write(&mut other, 150, false).await;
+        let (position, states) = loaded(&store).await.unwrap();
+        assert_eq!((position, states.concat()), (150, vec![80, 100, 110, 140, 150]));
+        // Nobody's is left over when the next has two of its own.
+        let (_, mut next) = chain(&store).load::<Numbers>().await.unwrap();
+        for position in [160, 170, 180] {
+            write(&mut next, position, true).await;
+        }
+        assert_eq!(sequences(&store).await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn changes_of_another_chain_are_no_base() {
+    let store = CheckpointStore::on(Arc::new(InMemory::new()));
+    for (sequence, base) in [(0, 0), (1, 1), (2, 0), (3, 2)] {
+        let bytes = encode(base, Offset(sequence), &vec![sequence]);
+        let name = Name { sequence, run: String::new() };
+        store.put(&chain(&store).object(&name), bytes).await.unwrap();
+    }
+    assert_eq!(loaded(&store).await, Some((1, vec![vec![1]])));
 }
 
 #[tokio::test]
@@ -67,7 +125,7 @@ async fn what_is_damaged_or_missing_ends_the_chain_before_it() {
     for (position, is_whole) in [(10, true), (20, false), (30, true), (40, false), (50, false)] {
         write(&mut writer, position, is_whole).await;
     }
-    let file = |sequence: u64| dir.path().join(chain(&store).object(sequence));
+    let file = |sequence: u64| dir.path().join(chain(&store).object(&writer.name(sequence)));
     let whole = std::fs::read(file(4)).unwrap();
     for byte in 0..whole.len() {
         let mut bad = whole.clone();

@@ -2,7 +2,7 @@
 //!
 //! Before anybody may append, each old partition is read to its end and what it knows is kept; then the states are
 //! parted by slot and kept for the new partitions; then it is noted that these hold. Cut anywhere before that note, it
-//! begins anew from the old ones.
+//! begins anew from the old ones. Only a process that is alone can know that nobody appends.
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,11 @@ pub(super) fn take_up(
             match found(checkpoints).await? {
                 Some(found) if found == partitions => {}
                 None => checkpoints.set_layout(partitions).await?,
+                Some(from) if checkpoints.is_shared() => {
+                    let reason =
+                        "others may be at work: stop all processes, and start one with all roles, once";
+                    return Err(StartError::Move { from, to: partitions, reason: reason.into() });
+                }
                 Some(from) => {
                     move_slots(checkpoints, from, partitions, &reader).await?;
                     checkpoints.set_layout(partitions).await?;

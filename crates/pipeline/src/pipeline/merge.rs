@@ -1,13 +1,16 @@
 //! Rules over groups, running: one thread reads what the partitions counted, and says what follows from it.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
 
 use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
 use dunlin_model::{AlertTransition, Clock, Timestamp, chain};
 use tokio::sync::watch;
 
 use super::{
-    Config, GroupsStatus, StartError, Stopped, TICK_AFTER_MAX, lock, metrics::Metrics, note_checkpoint, say,
+    Config, GroupsStatus, Stopped, TICK_AFTER_MAX, come_up_to, lock, metrics::Metrics, note_checkpoint, say,
 };
 use crate::{
     RuleSet,
@@ -17,41 +20,17 @@ use crate::{
 };
 
 /// Under which the journal knows the position.
-const CONSUMER: &str = "groups";
-const PARTIALS: Partition = Partition { topic: Topic::Partials, index: 0 };
+pub const CONSUMER: &str = "groups";
+pub(super) const PARTIALS: Partition = Partition { topic: Topic::Partials, index: 0 };
 
-#[derive(Debug)]
-pub(super) struct Groups {
-    worker: Worker,
-    shown: Arc<Mutex<GroupsStatus>>,
+/// Begins the thread.
+pub(super) fn begin(merging: Merging, nice: i32) -> io::Result<Worker> {
+    let told = merging.shown.clone();
+    let work = move |stop| merging.clone().run(stop);
+    Worker::spawn("groups".into(), nice, work, move |reason| lock(&told).stalled = Some(reason))
 }
 
-impl Groups {
-    pub(super) fn start(merging: Merging, nice: i32) -> Result<Self, StartError> {
-        let shown = Arc::<Mutex<GroupsStatus>>::default();
-        let (told, work) = (shown.clone(), shown.clone());
-        let worker = Worker::spawn(
-            "groups".into(),
-            nice,
-            move |stop| {
-                Run { merging: merging.clone(), shown: work.clone(), position: Offset::ZERO }.run(stop)
-            },
-            move |reason| lock(&told).stalled = Some(reason),
-        )
-        .map_err(|source| StartError::Thread { what: "rules over groups".into(), source })?;
-        Ok(Self { worker, shown })
-    }
-
-    pub(super) fn shown(&self) -> Arc<Mutex<GroupsStatus>> {
-        self.shown.clone()
-    }
-
-    pub(super) async fn stop(self) {
-        self.worker.stopped().await;
-    }
-}
-
-/// What it takes.
+/// Begun anew, it knows nothing but its checkpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Merging {
     pub(super) chain: Chain,
@@ -61,15 +40,11 @@ pub(super) struct Merging {
     pub(super) in_force: watch::Receiver<RuleSet>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    pub(super) shown: Arc<Mutex<GroupsStatus>>,
+    pub(super) position: Offset,
 }
 
-struct Run {
-    merging: Merging,
-    shown: Arc<Mutex<GroupsStatus>>,
-    position: Offset,
-}
-
-impl Run {
+impl Merging {
     async fn run(mut self, mut stop: Stop) {
         if let Err(Stopped) = self.follow(&mut stop).await {
             tracing::info!(
@@ -79,20 +54,23 @@ impl Run {
     }
 
     async fn follow(&mut self, stop: &mut Stop) -> Result<(), Stopped> {
-        let mut progress = self.merging.journal.progress();
+        let mut progress = self.journal.progress();
         let (mut merge, mut writer) = self.take_up(stop).await?;
         let mut backoff = Backoff::default();
         loop {
             // Asked before the journal is looked at: what the partitions said to the end is judged.
             let last_round = stop.is_asked();
+            if stop.is_given_up() {
+                return Ok(());
+            }
             progress.mark_unchanged();
-            if self.merging.in_force.has_changed().unwrap_or(false) {
-                let rules = self.merging.in_force.borrow_and_update().clone();
+            if self.in_force.has_changed().unwrap_or(false) {
+                let rules = self.in_force.borrow_and_update().clone();
                 let mut out = Vec::new();
                 merge.reload(&rules, &mut out);
                 self.say(out, stop).await?;
             }
-            match self.merging.journal.read(PARTIALS, self.position, self.merging.config.chunk_bytes).await {
+            match self.journal.read(PARTIALS, self.position, self.config.chunk_bytes).await {
                 Ok(entries) => {
                     backoff = Backoff::default();
                     self.take(&mut merge, &entries, stop).await?;
@@ -118,7 +96,7 @@ impl Run {
                     self.last_checkpoint(&merge, &mut writer).await;
                     return Ok(());
                 }
-                let mut in_force = self.merging.in_force.clone();
+                let mut in_force = self.in_force.clone();
                 tokio::select! {
                     () = stop.asked() => {}
                     _ = progress.changed() => {}
@@ -130,9 +108,12 @@ impl Run {
     }
 
     async fn take_up(&mut self, stop: &mut Stop) -> Result<(Merge, Writer), Stopped> {
-        let rules = self.merging.in_force.borrow_and_update().clone();
-        let extent = self.merging.journal.extent(PARTIALS);
+        let rules = self.in_force.borrow_and_update().clone();
         let (found, writer) = self.load(stop).await?;
+        if let Some(Found { position, .. }) = &found {
+            come_up_to(&*self.journal, PARTIALS, *position, stop).await?;
+        }
+        let extent = self.journal.extent(PARTIALS);
         let mut out = Vec::new();
         let restored = found.filter(|found| found.position <= extent.next).and_then(|found| {
             let state: MergeState = found.states.into_iter().next_back()?;
@@ -151,7 +132,7 @@ impl Run {
     async fn load(&self, stop: &mut Stop) -> Result<(Option<Found<MergeState>>, Writer), Stopped> {
         let mut backoff = Backoff::default();
         loop {
-            let error = match self.merging.chain.load().await {
+            let error = match self.chain.load().await {
                 Ok(loaded) => return Ok(loaded),
                 Err(error) => chain(&error),
             };
@@ -186,8 +167,8 @@ impl Run {
 
     async fn say(&self, out: Vec<AlertTransition>, stop: &Stop) -> Result<(), Stopped> {
         let stalled = |reason: String| lock(&self.shown).stalled = Some(reason);
-        self.merging.metrics.transitions.inc_by(out.len() as u64);
-        say(&*self.merging.journal, Partition::new(Topic::Alerts, 0), &out, stop.clone(), &stalled).await
+        self.metrics.transitions.inc_by(out.len() as u64);
+        say(&*self.journal, Partition::new(Topic::Alerts, 0), &out, stop.clone(), &stalled).await
     }
 
     /// Its state is small, so it is always whole.
@@ -199,7 +180,7 @@ impl Run {
             }
         }
         let saved = lock(&self.shown).checkpoint.position;
-        if !writer.is_writing() && saved != Some(self.position) && self.merging.checkpoint_due.is_due() {
+        if !writer.is_writing() && saved != Some(self.position) && self.checkpoint_due.is_due() {
             writer.begin(self.position, true, &merge.state());
         }
     }
@@ -218,26 +199,20 @@ impl Run {
 
     async fn note(&self, ended: Result<crate::checkpoints::Written, super::CheckpointError>) {
         let written = ended.as_ref().ok().map(|written| written.position);
-        note_checkpoint(
-            ended,
-            &self.merging.metrics,
-            &self.merging.clock,
-            "groups",
-            &mut lock(&self.shown).checkpoint,
-        );
+        note_checkpoint(ended, &self.metrics, &self.clock, "groups", &mut lock(&self.shown).checkpoint);
         if let Some(position) = written {
             self.commit(position).await;
         }
     }
 
     async fn commit(&self, position: Offset) {
-        if let Err(error) = self.merging.journal.commit(CONSUMER, PARTIALS, position).await {
+        if let Err(error) = self.journal.commit(CONSUMER, PARTIALS, position).await {
             tracing::warn!(error = chain(&error), "position of the rules over groups not committed");
         }
     }
 
     fn is_at_end(&self) -> bool {
-        self.merging.journal.extent(PARTIALS).next <= self.position
+        self.journal.extent(PARTIALS).next <= self.position
     }
 
     fn show(&self, merge: &Merge, stalled: Option<String>) {

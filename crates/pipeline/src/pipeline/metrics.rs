@@ -30,6 +30,9 @@ pub(super) struct Metrics {
     checkpoint_bytes: Counter,
     pub(super) checkpoint_failures: Counter,
     pub(super) broken: Counter,
+    pub(super) partitions: Gauge,
+    pub(super) partitions_held: Gauge,
+    pub(super) groups_held: Gauge,
     lag: Family<At, Gauge>,
     devices: Family<At, Gauge>,
     windows: Family<At, Gauge>,
@@ -57,6 +60,17 @@ impl Metrics {
             "dunlin_pipeline_broken_devices",
             "Devices that start afresh because a rule broke on their silence",
             m.broken.clone(),
+        );
+        registry.register("dunlin_pipeline_partitions", "Partitions that there are", m.partitions.clone());
+        registry.register(
+            "dunlin_pipeline_partitions_held",
+            "Partitions that this process evaluates",
+            m.partitions_held.clone(),
+        );
+        registry.register(
+            "dunlin_pipeline_groups_held",
+            "1 if this process judges groups",
+            m.groups_held.clone(),
         );
         registry.register("dunlin_pipeline_lag_records", "Records not yet evaluated", m.lag.clone());
         registry.register("dunlin_pipeline_devices", "Devices with state", m.devices.clone());
@@ -104,5 +118,13 @@ impl Metrics {
         self.windows.get_or_create(&at).set(status.windows as i64);
         self.forgotten.get_or_create(&at).set(forgotten as i64);
         self.evicted.get_or_create(&at).set(evicted as i64);
+    }
+
+    /// Another process has the partition.
+    pub(super) fn forget(&self, partition: u16) {
+        let at = At { partition };
+        for family in [&self.lag, &self.devices, &self.windows, &self.forgotten, &self.evicted] {
+            family.remove(&at);
+        }
     }
 }

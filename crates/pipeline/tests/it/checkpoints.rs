@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 
-fn rules() -> RuleSet {
+pub(super) fn rules() -> RuleSet {
     let text = "[[rule]]\nname = \"hot\"\nwhen = \"avg(temperature) over 1m > 80 for 2m, clear below 75\"\n\
                 [[rule]]\nname = \"peak\"\nwhen = \"temperature > 85 for 90s\"\n\
                 [[rule]]\nname = \"sliding\"\nwhen = \"max(temperature) over sliding 3m > 90\"\n";
@@ -39,14 +39,14 @@ async fn caught_up(journal: &MemoryJournal, pipeline: &Pipeline) {
 }
 
 /// What forty devices say in the minutes of a story.
-fn said_in(minutes: std::ops::Range<i64>) -> Vec<(String, i64, f64)> {
+pub(super) fn said_in(minutes: std::ops::Range<i64>) -> Vec<(String, i64, f64)> {
     let value = |n: i64, minute: i64| 60.0 + ((n * 7 + minute * 11) % 40) as f64;
     minutes
         .flat_map(|minute| (0..40).map(move |n| (format!("d{n}"), minute * 60, value(n, minute))))
         .collect()
 }
 
-async fn append_to(journal: &MemoryJournal, partitions: u16, said: &[(String, i64, f64)]) {
+pub(super) async fn append_to(journal: &MemoryJournal, partitions: u16, said: &[(String, i64, f64)]) {
     for (device, second, value) in said {
         let mut batch = Batch::default();
         batch.push_with(|out| avro::encode(&reading(device, *second, *value), out));
@@ -56,7 +56,7 @@ async fn append_to(journal: &MemoryJournal, partitions: u16, said: &[(String, i6
 }
 
 /// All alerts, by device and time, without those that were said again.
-async fn history(journal: &MemoryJournal) -> Vec<AlertTransition> {
+pub(super) async fn history(journal: &MemoryJournal) -> Vec<AlertTransition> {
     let mut all = alerts(journal).await;
     all.sort_by(|a, b| {
         (&a.device, a.at, &a.rule, a.phase as u8).cmp(&(&b.device, b.at, &b.rule, b.phase as u8))
@@ -65,7 +65,7 @@ async fn history(journal: &MemoryJournal) -> Vec<AlertTransition> {
     all
 }
 
-async fn unbroken(minutes: i64) -> Vec<AlertTransition> {
+pub(super) async fn unbroken(minutes: i64) -> Vec<AlertTransition> {
     let (dir, journal) = (tempfile::tempdir().unwrap(), journal());
     let pipeline = start(&journal, &checkpoints(dir.path()), dir.path());
     append_to(&journal, 1, &said_in(0..minutes)).await;
@@ -106,6 +106,29 @@ async fn another_number_of_partitions_takes_the_state_of_its_slots_along() {
         pipeline.stop().await;
         assert_eq!(history(&new).await, whole, "from {before} to {after}");
     }
+}
+
+#[tokio::test]
+async fn nothing_moves_where_others_may_be_at_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = checkpoints(dir.path()).shared();
+    start(&Arc::new(MemoryJournal::new(2)), &kept, dir.path()).stop().await;
+    let journal = Arc::new(MemoryJournal::new(3));
+    let refused = Pipeline::start(
+        Config::default(),
+        journal.clone(),
+        nothing(),
+        rules(),
+        kept.clone(),
+        dir.path(),
+        still(),
+        &mut Registry::default(),
+    )
+    .unwrap_err();
+    assert!(refused.to_string().contains("one with all roles"), "{refused}");
+    // One that is alone moves it, and then it fits.
+    start(&journal, &checkpoints(dir.path()), dir.path()).stop().await;
+    start(&journal, &kept, dir.path()).stop().await;
 }
 
 /// An object store that refuses while it is told to.

@@ -9,10 +9,10 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 
-const PARTITIONS: u16 = 3;
-const PARTIALS: Partition = Partition { topic: Topic::Partials, index: 0 };
+pub(super) const PARTITIONS: u16 = 3;
+pub(super) const PARTIALS: Partition = Partition { topic: Topic::Partials, index: 0 };
 
-fn many_hot() -> RuleSet {
+pub(super) fn many_hot() -> RuleSet {
     let text = "[[rule]]\nname = \"many-hot\"\nwhen = \"temperature > 80\"\ngroup = \"share > 5%\"\ndevices = \"press-*\"\n";
     RuleSet::parse(text, "many.toml").unwrap()
 }
@@ -26,7 +26,7 @@ fn start(journal: &Arc<MemoryJournal>, dir: &Path, clock: &Arc<AtomicI64>) -> Pi
     Pipeline::start(config, journal.clone(), nothing(), many_hot(), kept, dir, clock, metrics).unwrap()
 }
 
-async fn append_all(journal: &MemoryJournal, second: i64, hot: std::ops::Range<u32>) {
+pub(super) async fn append_all(journal: &MemoryJournal, second: i64, hot: std::ops::Range<u32>) {
     for n in 0..40 {
         let device = format!("press-{n}");
         let record = reading(&device, second, if hot.contains(&n) { 90.0 } else { 20.0 });
@@ -38,7 +38,7 @@ async fn append_all(journal: &MemoryJournal, second: i64, hot: std::ops::Range<u
 }
 
 /// Time goes on until groups are judged so far.
-async fn judged(pipeline: &Pipeline, clock: &AtomicI64, second: i64) {
+pub(super) async fn judged(pipeline: &Pipeline, clock: &AtomicI64, second: i64) {
     clock.fetch_max(second + 5, Ordering::SeqCst);
     let view = pipeline.view();
     until("groups are judged", || view.status().groups.judged_up_to.is_some_and(|up_to| up_to >= at(second)))

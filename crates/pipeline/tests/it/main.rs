@@ -5,6 +5,7 @@ mod checkpoints; // failing, incremental, and for another number of partitions
 mod copies;
 mod groups; // rules over groups of devices
 mod labelled; // the shipped rule over a real machine's failures
+mod members; // processes that share partitions
 mod rejected;
 mod rules;
 mod store;

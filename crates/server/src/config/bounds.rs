@@ -67,6 +67,7 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
 
         ("pipeline.checkpoint_seconds", pipeline.checkpoint_seconds, 0, DAY),
         ("pipeline.chunk_bytes", pipeline.chunk_bytes as u64, KIB, GIB),
+        ("pipeline.inflow_seconds_max", pipeline.inflow_seconds_max, 0, HOUR),
         ("pipeline.gather_millis", pipeline.gather_millis, 0, 60_000),
         ("pipeline.limits.lateness_millis", limits.lateness_millis, 0, 1_000 * YEAR),
         ("pipeline.limits.group_wait_millis", limits.group_wait_millis, 0, DAY),

@@ -13,6 +13,7 @@ mod publisher; // alerting's way into publish and subscribe
 mod registry_watch; // that the registry answers
 mod rules; // those in force, and what they would have found
 mod running; // start and stop
+mod turns; // roles that one process has at a time
 
 use std::net::{TcpListener, ToSocketAddrs};
 
@@ -23,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{LogFormat, ServeArgs},
-    config::Config,
+    config::{Config, Role},
     exit::Failure,
 };
 
@@ -47,7 +48,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
 
-    let running = Running::start(config, doors, system_clock()).await?;
+    let Some(mut running) = Running::start(config, doors, system_clock()).await? else { return Ok(()) };
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -68,7 +69,8 @@ impl Doors {
         let plain = ListenerConfig::plain(&config.mqtt);
         let of_mqtt =
             |door: ListenerConfig| Ok(Door { socket: listen("mqtt", &door.address)?, config: door });
-        let mqtt = std::iter::once(plain).chain(config.gateway.listener.clone()).map(of_mqtt);
+        let mqtt = std::iter::once(plain).chain(config.gateway.listener.clone());
+        let mqtt = mqtt.filter(|_| config.roles.has(Role::Gateway)).map(of_mqtt);
         let https = match config.https.address.as_str() {
             "" => None,
             address => Some(listen("https", address)?),

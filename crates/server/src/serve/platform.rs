@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Instant,
 };
 
@@ -10,8 +10,11 @@ use dunlin_alerting::CONSUMER as ALERTING;
 use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView};
 use dunlin_gateway::{Access, GatewayView};
 use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
-use dunlin_model::{DeviceId, TenantId};
-use dunlin_pipeline::{CheckpointStatus, PipelineView, RejectedView, Status, StoreView};
+use dunlin_model::{Clock, DeviceId, TenantId};
+use dunlin_pipeline::{
+    CheckpointStatus, GROUPS, GroupsStatus, PIPELINE as RULES, PipelineView, RejectedView, STORE, Status,
+    StoreView,
+};
 use dunlin_tsdb::Tsdb;
 use futures::future::{BoxFuture, FutureExt};
 use prometheus_client::{
@@ -31,47 +34,53 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct ServerPlatform {
     pub(crate) started: Instant,
-    pub(crate) mqtt: SocketAddr,
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) tsdb: Arc<dyn Tsdb>,
-    pub(crate) store: StoreView,
-    pub(crate) rules: PipelineView,
-    pub(crate) rejected: RejectedView,
-    pub(crate) gateway: GatewayView,
-    pub(crate) access: Access,
     pub(crate) registry: RegistryWatch,
-    pub(crate) ledger: Ledger,
+    /// What this process does not run is not there.
+    pub(crate) mqtt: Option<SocketAddr>,
+    pub(crate) tsdb: Option<Arc<dyn Tsdb>>,
+    pub(crate) store: Option<StoreView>,
+    pub(crate) rejected: Option<RejectedView>,
+    pub(crate) rules: Option<PipelineView>,
+    pub(crate) gateway: Option<GatewayView>,
+    pub(crate) access: Option<Access>,
+    pub(crate) ledger: Option<Ledger>,
+    pub(crate) clock: Clock,
     pub(crate) metrics: Mutex<Metrics>,
 }
 
 impl Platform for ServerPlatform {
     fn ledger(&self) -> LedgerView {
-        self.ledger.view(Counters {
-            journal: &*self.journal,
-            tsdb: &*self.tsdb,
-            gateway: &self.gateway,
-            store: &self.store,
-            rules: &self.rules,
-            rejected: &self.rejected,
-        })
+        match (&self.ledger, &self.tsdb, &self.store, &self.rejected) {
+            (Some(ledger), Some(tsdb), Some(store), Some(rejected)) => ledger.view(Counters {
+                journal: &*self.journal,
+                tsdb: &**tsdb,
+                gateway: self.gateway.as_ref(),
+                store,
+                rules: self.rules.as_ref(),
+                rejected,
+            }),
+            _ => LedgerView::default(),
+        }
     }
 
     fn status(&self) -> StatusView {
         let alerts = Partition::new(Topic::Alerts, 0);
-        let partials = Partition::new(Topic::Partials, 0);
-        let rules = self.rules.status();
+        // Where others are, as they have committed it.
+        let stored = |at| match &self.tsdb {
+            Some(tsdb) => tsdb.position(at),
+            None => self.journal.position(STORE, at),
+        };
+        let rules = self.rules.as_ref().map(PipelineView::status).unwrap_or_default();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
-            mqtt: self.mqtt.to_string(),
-            connections: self.gateway.connections(),
+            mqtt: self.mqtt.map(|address| address.to_string()).unwrap_or_default(),
+            connections: self.gateway.as_ref().map_or(0, GatewayView::connections),
             stages: vec![
-                self.stage("store", partitions(&*self.journal), |at| self.tsdb.position(at)),
+                self.stage("store", partitions(&*self.journal), stored),
                 self.rules_stage(&rules),
-                StageStatus {
-                    problems: problem_of("groups", &rules.groups.checkpoint).into_iter().collect(),
-                    ..self.stage("groups", [partials], |_| Some(rules.groups.position))
-                },
+                self.groups_stage(&rules.groups),
                 self.stage("alerting", [alerts], |at| self.journal.position(ALERTING, at)),
             ],
         }
@@ -84,11 +93,13 @@ impl Platform for ServerPlatform {
             Health::Closed => Some("journal: closed".to_owned()),
         };
         // Everybody may ask, and reasons name files, which have the names of tenants: those are in the log.
-        let store = self.store.status().stalled.map(|_| "store: takes nothing, the log says why".to_owned());
-        let rejected = self.rejected.stalled().map(|_| "count of rejected: does not get on".to_owned());
-        let rules =
-            self.rules.stalled().into_iter().map(|_| "rules: do not get on, the log says why".to_owned());
         let registry = (!self.registry.answers()).then(|| "registry: does not answer".to_owned());
+        let stalled = self.store.as_ref().and_then(|store| store.status().stalled);
+        let store = stalled.map(|_| "store: takes nothing, the log says why".to_owned());
+        let uncounted = self.rejected.as_ref().and_then(RejectedView::stalled);
+        let rejected = uncounted.map(|_| "count of rejected: does not get on".to_owned());
+        let stalled = self.rules.as_ref().map(PipelineView::stalled).unwrap_or_default();
+        let rules = stalled.into_iter().map(|_| "rules: do not get on, the log says why".to_owned());
         match [journal, registry, store, rejected].into_iter().flatten().chain(rules).collect::<Vec<_>>() {
             reasons if reasons.is_empty() => Readiness::Ready,
             reasons => Readiness::NotReady(reasons),
@@ -100,7 +111,9 @@ impl Platform for ServerPlatform {
             Revoked::Token => dunlin_gateway::Revoked::Token,
             Revoked::Device => dunlin_gateway::Revoked::Device,
         };
-        self.access.revoke(tenant, device, what);
+        if let Some(access) = &self.access {
+            access.revoke(tenant, device, what);
+        }
     }
 
     fn clock_ahead_micros<'a>(
@@ -108,7 +121,7 @@ impl Platform for ServerPlatform {
         tenant: &'a TenantId,
         device: &'a DeviceId,
     ) -> BoxFuture<'a, Option<i64>> {
-        self.rules.clock_ahead_micros(tenant, device).boxed()
+        async move { self.rules.as_ref()?.clock_ahead_micros(tenant, device).await }.boxed()
     }
 
     fn metrics(&self) -> String {
@@ -116,7 +129,10 @@ impl Platform for ServerPlatform {
         let own = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         // Writing into a String does not fail.
         let _ = encode_registry(&mut text, &own);
-        let _ = encode_registry(&mut text, &ledger_metrics(&self.ledger()));
+        let _ = encode_registry(&mut text, &clock_metrics(&self.clock));
+        if self.ledger.is_some() {
+            let _ = encode_registry(&mut text, &ledger_metrics(&self.ledger()));
+        }
         let _ = encode_eof(&mut text);
         text
     }
@@ -148,8 +164,9 @@ impl ServerPlatform {
     }
 
     fn rules_stage(&self, rules: &Status) -> StageStatus {
-        let of = |at: Partition| rules.partitions.get(usize::from(at.index));
-        let mut stage = self.stage("rules", partitions(&*self.journal), |at| Some(of(at)?.position));
+        let own = |at: Partition| rules.partitions.get(usize::from(at.index)).filter(|own| own.is_held);
+        let evaluated = |at| own(at).map(|own| own.position).or_else(|| self.journal.position(RULES, at));
+        let mut stage = self.stage("rules", partitions(&*self.journal), evaluated);
         for (shown, partition) in stage.partitions.iter_mut().zip(&rules.partitions) {
             shown.checkpoint = partition.checkpoint.position.map(|position| position.0);
             shown.watermark = partition.watermark.map(|watermark| watermark.to_string());
@@ -159,6 +176,15 @@ impl ServerPlatform {
             .filter_map(|(partition, n)| problem_of(&format!("partition {n}"), &partition.checkpoint))
             .collect();
         stage
+    }
+
+    fn groups_stage(&self, groups: &GroupsStatus) -> StageStatus {
+        let judged = |at| match groups.is_held {
+            true => Some(groups.position),
+            false => self.journal.position(GROUPS, at),
+        };
+        let problems = problem_of("groups", &groups.checkpoint).into_iter().collect();
+        StageStatus { problems, ..self.stage("groups", [Partition::new(Topic::Partials, 0)], judged) }
     }
 }
 
@@ -172,6 +198,15 @@ struct Line {
     /// What became of the records.
     outcome: String,
     reason: String,
+}
+
+/// For others to compare with theirs.
+fn clock_metrics(clock: &Clock) -> Metrics {
+    let now = Gauge::<f64, AtomicU64>::default();
+    now.set(clock.now().as_micros() as f64 / 1e6);
+    let mut metrics = Metrics::default();
+    metrics.register("dunlin_clock_timestamp_seconds", "What this process takes for the time", now);
+    metrics
 }
 
 fn ledger_metrics(ledger: &LedgerView) -> Metrics {

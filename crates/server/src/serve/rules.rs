@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use dunlin_console::{Backtest, BacktestError, Firing, RuleSummary, RuleToTest, Rules};
@@ -31,7 +32,8 @@ pub(crate) struct ServerRules {
     registry: Registry,
     tsdb: Arc<dyn Tsdb>,
     files: Mutex<RuleSet>,
-    in_force: RulesInForce,
+    /// Of a process that has the rules running; another one finds out by itself.
+    in_force: Option<RulesInForce>,
     /// One at a time, so that the last to read the registry is the last to put its rules in force.
     taking_up: tokio::sync::Mutex<()>,
     backtests: Semaphore,
@@ -43,7 +45,7 @@ impl ServerRules {
         files: RuleSet,
         registry: Registry,
         tsdb: Arc<dyn Tsdb>,
-        in_force: RulesInForce,
+        in_force: Option<RulesInForce>,
     ) -> Self {
         Self {
             dir,
@@ -71,10 +73,11 @@ impl ServerRules {
 
     async fn put_in_force(&self) -> Result<(), String> {
         let _turn = self.taking_up.lock().await;
+        let Some(in_force) = &self.in_force else { return Ok(()) };
         let files = self.files().clone();
         let all = together(files, &self.registry).await.map_err(|error| chain(&error))?;
         tracing::info!(rules = all.len(), "rules reloaded");
-        self.in_force.set(all);
+        in_force.set(all);
         Ok(())
     }
 
@@ -122,6 +125,45 @@ pub(crate) async fn together(
         tracing::error!(tenant = rule.tenant.as_deref(), rule = %rule.name, "a file has a rule of that name; the stored one is not in force");
     }
     Ok(all)
+}
+
+/// How often a process without a console looks for rules that another one has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Puts rules in force as they change, in the files and in the registry.
+pub(crate) async fn follow(dir: PathBuf, registry: Registry, in_force: RulesInForce) {
+    let mut known = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match changed(&dir, &registry, &mut known).await {
+            Ok(None) => {}
+            Ok(Some(all)) => {
+                tracing::info!(rules = all.len(), "rules reloaded");
+                in_force.set(all);
+            }
+            Err(error) => tracing::error!(error, "rules not reloaded; those in force stay"),
+        }
+    }
+}
+
+/// What rules are made of.
+type Texts = Vec<String>;
+
+async fn changed(
+    dir: &std::path::Path,
+    registry: &Registry,
+    known: &mut Option<Texts>,
+) -> Result<Option<RuleSet>, String> {
+    let files = load(dir).map_err(|failure| format!("{failure:?}"))?;
+    let mut texts: Texts = files.rules().iter().map(|rule| format!("{rule:?}")).collect();
+    let stored = registry.enabled_rules().await.map_err(|error| chain(&error))?;
+    texts.extend(stored.iter().map(|rule| format!("{} {}", rule.tenant, rule.text)));
+    if known.as_ref() == Some(&texts) {
+        return Ok(None);
+    }
+    let all = together(files, registry).await.map_err(|error| chain(&error))?;
+    *known = Some(texts);
+    Ok(Some(all))
 }
 
 pub(crate) fn load(dir: &std::path::Path) -> Result<RuleSet, Failure> {

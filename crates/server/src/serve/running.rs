@@ -4,13 +4,14 @@ use std::{
     time::Instant,
 };
 
-use dunlin_alerting::Alerting;
-use dunlin_console::Console;
+use dunlin_alerting::{Alerting, Desk, Publisher};
+use dunlin_console::{Console, Vitals};
 use dunlin_gateway::{Door, Gateway, Tls};
 use dunlin_journal::Journal;
 use dunlin_model::{Clock, chain};
-use dunlin_pipeline::{Pipeline, RejectedCounter, StoreWriter};
+use dunlin_pipeline::{Inflow, Pipeline, RejectedCounter, StoreWriter};
 use dunlin_registry::Registry;
+use dunlin_tsdb::Tsdb;
 use dunlin_tsdb_parquet::ParquetTsdb;
 use prometheus_client::registry::Registry as Metrics;
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -21,15 +22,19 @@ use super::{
     ending::{CONSUMERS_ENDED_BY, DOORS_CLOSED_BY, Ending, FLUSHED_BY, STOPPED_BY},
     first_start,
     http::{self, Handshake, Http},
-    inflow::GatewayInflow,
+    inflow::{FarInflow, GatewayInflow},
     journal::ChosenJournal,
     ledger::Ledger,
     platform::ServerPlatform,
     publisher::GatewayPublisher,
     registry_watch::RegistryWatch,
     rules::{self, ServerRules},
+    turns::Turns,
 };
-use crate::{config::Config, exit::Failure};
+use crate::{
+    config::{Config, Role},
+    exit::Failure,
+};
 
 /// Where clients come in. Taken before anything is opened, served after everything is.
 pub(crate) struct Doors {
@@ -41,19 +46,22 @@ pub(crate) struct Doors {
 /// What keeps the data.
 struct Stores {
     journal: ChosenJournal,
-    tsdb: Arc<ParquetTsdb>,
+    /// Of a process with the role.
+    tsdb: Option<Arc<ParquetTsdb>>,
     registry: Registry,
 }
 
 /// Everything that runs, in the order in which it was started.
 pub(crate) struct Running {
     stores: Stores,
-    rejected: RejectedCounter,
-    writer: StoreWriter,
-    pipeline: Pipeline,
-    rules: Arc<ServerRules>,
-    alerting: Alerting,
-    gateway: Gateway,
+    turns: Turns,
+    store: Option<Store>,
+    pipeline: Option<Pipeline>,
+    rules: Option<Arc<ServerRules>>,
+    /// Looks after the rules of others.
+    following: Option<JoinHandle<()>>,
+    alerting: Option<Alerting>,
+    gateway: Option<Gateway>,
     http: Http,
     https: Option<Http>,
     tls: Option<Tls>,
@@ -61,104 +69,171 @@ pub(crate) struct Running {
     renewal: Option<JoinHandle<()>>,
 }
 
+/// What the role store does.
+struct Store {
+    rejected: RejectedCounter,
+    writer: StoreWriter,
+}
+
 impl Running {
-    pub(crate) async fn start(config: Config, doors: Doors, clock: Clock) -> Result<Self, Failure> {
-        let started = Instant::now();
-        let rules = rules::load(&config.rules);
+    /// `None` if it was told to end before it had its turn.
+    pub(crate) async fn start(
+        config: Config,
+        mut doors: Doors,
+        clock: Clock,
+    ) -> Result<Option<Self>, Failure> {
+        let mut started = Instant::now();
+        let has = |role| config.roles.has(role);
         let tls = config.load_tls(clock.clone())?;
         let mut metrics = Metrics::default();
-        let stores = Stores::open(&config, &clock, &mut metrics).await?;
-        first_start::prepare(&config.data, &config.rules, &stores.registry).await?;
+        let rules = rules::load(&config.rules);
+        first_start::make_data_directory(&config.data)
+            .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
+        let journal = ChosenJournal::open(&config.journal, &clock, &mut metrics)?;
+        let mut turns = Turns::default();
+        if !config.roles.are_all() {
+            // Whoever comes meanwhile is not to wait at a door that nobody is behind.
+            drop(doors);
+            match Turns::wait(&*journal.handle(), &config.roles).await? {
+                Some(had) => turns = had,
+                None => return Ok(None),
+            }
+            doors = Doors::take(&config)?;
+            started = Instant::now();
+        }
+        let stores = Stores::open(&config, journal, &clock, &mut metrics).await?;
+        if has(Role::Console) {
+            first_start::prepare(&config.data, &config.rules, &stores.registry).await?;
+        }
         let rules = match rules {
             Ok(rules) if rules.is_empty() => rules::load(&config.rules)?, // The first start writes an example.
             rules => rules?,
         };
         let journal: Arc<dyn Journal> = stores.journal.handle();
-        let (registry, tsdb) = (stores.registry.clone(), stores.tsdb.clone());
+        let registry = stores.registry.clone();
 
         let registry_watch = RegistryWatch::start(registry.clone(), &mut metrics);
-        let tenants = registry.tenants().await?;
-        let ledger = Ledger::open(&config.data, &*journal, &*stores.tsdb, &tenants)?;
-        let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
-        let writer = StoreWriter::start(
-            config.store.clone(),
-            journal.clone(),
-            tsdb.clone(),
-            &config.data,
-            clock.clone(),
-            &mut metrics,
-        )?;
-        let all_rules = rules::together(rules.clone(), &registry).await?;
-        let rule_count = all_rules.len();
-        let inflow = Arc::new(GatewayInflow::default());
-        let pipeline = Pipeline::start(
-            config.pipeline.clone(),
-            journal.clone(),
-            inflow.clone(),
-            all_rules,
-            checkpoints::open(&config.pipeline.checkpoints, &config.data, environment())?,
-            &config.data,
-            clock.clone(),
-            &mut metrics,
-        )?;
+        let mut ledger = None;
+        let mut store = None;
+        if let Some(tsdb) = &stores.tsdb {
+            let tenants = registry.tenants().await?;
+            ledger = Some(Ledger::open(&config.data, &*journal, &**tsdb, &tenants)?);
+            let rejected = RejectedCounter::start(journal.clone(), &config.data)?;
+            let writer = StoreWriter::start(
+                config.store.clone(),
+                journal.clone(),
+                tsdb.clone(),
+                &config.data,
+                clock.clone(),
+                &mut metrics,
+            )?;
+            store = Some(Store { rejected, writer });
+        }
+        let mut pipeline = None;
+        let (near, mut rule_count) = (Arc::new(GatewayInflow::default()), 0);
+        if has(Role::Pipeline) {
+            let all_rules = rules::together(rules.clone(), &registry).await?;
+            rule_count = all_rules.len();
+            let inflow: Arc<dyn Inflow> = match config.roles.are_all() {
+                true => near.clone(),
+                false => Arc::new(FarInflow::new(config.pipeline.inflow_seconds_max, clock.clone())),
+            };
+            let checkpoints = checkpoints::open(&config.pipeline.checkpoints, &config.data, environment())?;
+            let checkpoints = if config.roles.are_all() { checkpoints } else { checkpoints.shared() };
+            pipeline = Some(Pipeline::start(
+                config.pipeline.clone(),
+                journal.clone(),
+                inflow,
+                all_rules,
+                checkpoints,
+                &config.data,
+                clock.clone(),
+                &mut metrics,
+            )?);
+        }
         let publisher = Arc::new(GatewayPublisher::default());
-        let alerting = Alerting::start(
-            &config.alerting,
-            journal.clone(),
-            registry.clone(),
-            clock.clone(),
-            Some(publisher.clone()),
-            &mut metrics,
-        )
-        .await?;
-        let directory = Arc::new(RegistryDirectory {
-            registry: registry.clone(),
-            children_max: config.gateway.device_children_max,
-            runtime: Handle::current(),
-        });
-        let gateway = Gateway::start(
-            config.gateway.clone(),
-            doors.mqtt,
-            tls.as_ref(),
-            journal.clone(),
-            directory,
-            clock.clone(),
-            config.data.join("sessions"),
-            &mut metrics,
-        )?;
-        inflow.is_through(gateway.view());
-        publisher.is_through(gateway.announcer());
+        let mut alerting = None;
+        if has(Role::Alerting) {
+            let publisher = has(Role::Gateway).then(|| publisher.clone() as Arc<dyn Publisher>);
+            let (journal, registry) = (journal.clone(), registry.clone());
+            let started =
+                Alerting::start(&config.alerting, journal, registry, clock.clone(), publisher, &mut metrics);
+            alerting = Some(started.await?);
+        }
+        let mut gateway = None;
+        if has(Role::Gateway) {
+            let directory = Arc::new(RegistryDirectory {
+                registry: registry.clone(),
+                children_max: config.gateway.device_children_max,
+                runtime: Handle::current(),
+            });
+            let started = Gateway::start(
+                config.gateway.clone(),
+                doors.mqtt,
+                tls.as_ref(),
+                journal.clone(),
+                directory,
+                clock.clone(),
+                config.data.join("sessions"),
+                &mut metrics,
+            )?;
+            near.is_through(started.view());
+            publisher.is_through(started.announcer());
+            gateway = Some(started);
+        }
         let platform = Arc::new(ServerPlatform {
             started,
-            mqtt: gateway.mqtt_addresses()[0],
+            mqtt: gateway.as_ref().map(|gateway| gateway.mqtt_addresses()[0]),
             journal,
-            tsdb: tsdb.clone(),
-            store: writer.view(),
-            rules: pipeline.view(),
-            rejected: rejected.view(),
-            gateway: gateway.view(),
-            access: gateway.access(),
             registry: registry_watch,
+            tsdb: stores.tsdb.clone().map(|tsdb| tsdb as Arc<dyn Tsdb>),
+            store: store.as_ref().map(|store| store.writer.view()),
+            rejected: store.as_ref().map(|store| store.rejected.view()),
+            rules: pipeline.as_ref().map(Pipeline::view),
+            gateway: gateway.as_ref().map(Gateway::view),
+            access: gateway.as_ref().map(Gateway::access),
             ledger,
+            clock: clock.clone(),
             metrics: Mutex::new(metrics),
         });
-        let rules = Arc::new(ServerRules::new(
-            config.rules.clone(),
-            rules,
-            registry.clone(),
-            tsdb.clone(),
-            pipeline.rules(),
-        ));
-        let console = Console {
-            config: config.console,
-            registry,
-            tsdb: tsdb.clone(),
-            sql: tsdb,
-            platform,
-            desk: alerting.desk(),
-            rules: rules.clone(),
+        let in_force = pipeline.as_ref().map(Pipeline::rules);
+        let mut in_console = None;
+        let mut following = None;
+        let mut routes = match stores.tsdb.clone().filter(|_| has(Role::Console)) {
+            Some(tsdb) => {
+                let rules = Arc::new(ServerRules::new(
+                    config.rules.clone(),
+                    rules,
+                    registry.clone(),
+                    tsdb.clone(),
+                    in_force,
+                ));
+                in_console = Some(rules.clone());
+                let desk = match &alerting {
+                    Some(alerting) => alerting.desk(),
+                    None => Desk::of_another(&config.alerting, &registry, clock.clone()).await?,
+                };
+                dunlin_console::routes(Console {
+                    config: config.console,
+                    registry,
+                    tsdb: tsdb.clone(),
+                    sql: tsdb,
+                    platform,
+                    desk,
+                    rules,
+                })
+            }
+            None => {
+                if let Some(in_force) = in_force {
+                    let following_rules = rules::follow(config.rules.clone(), registry.clone(), in_force);
+                    following = Some(tokio::spawn(following_rules));
+                }
+                dunlin_console::vitals(Vitals { config: config.console, registry, platform })
+            }
         };
-        let routes = gateway.http_routes().merge(dunlin_console::routes(console));
+        if let Some(gateway) = &gateway {
+            routes = gateway.http_routes().merge(routes);
+        }
         let limits = http::Limits::new(config.http_connections_max);
         let https = match (doors.https, &tls) {
             (Some(socket), Some(tls)) => {
@@ -170,6 +245,7 @@ impl Running {
         let http = Http::serve(doors.http, None, routes, limits)?;
         let renewal = tls.clone().map(|tls| tokio::spawn(keep_certificates(tls)));
         tracing::info!(
+            roles = ?config.roles.0,
             mqtt = config.mqtt,
             http = config.http,
             data = %config.data.display(),
@@ -177,15 +253,32 @@ impl Running {
             opened_in_ms = started.elapsed().as_millis(),
             "ready"
         );
-        for (door, address) in config.gateway.listener.iter().zip(&gateway.mqtt_addresses()[1..]) {
+        let further = gateway.as_ref().map_or(&[][..], |gateway| &gateway.mqtt_addresses()[1..]);
+        for (door, address) in config.gateway.listener.iter().zip(further) {
             tracing::info!(%address, transport = ?door.transport, tls = door.tls, "MQTT listener");
         }
-        Ok(Self { stores, rejected, writer, pipeline, rules, alerting, gateway, http, https, tls, renewal })
+        let rules = in_console;
+        Ok(Some(Self {
+            stores,
+            turns,
+            store,
+            pipeline,
+            rules,
+            following,
+            alerting,
+            gateway,
+            http,
+            https,
+            tls,
+            renewal,
+        }))
     }
 
     /// Takes the rules as they are on disk now; if one is wrong, those in force stay.
     pub(crate) async fn reload_rules(&self) {
-        self.rules.reload_files().await;
+        if let Some(rules) = &self.rules {
+            rules.reload_files().await;
+        }
     }
 
     /// Takes the certificates as they are on disk now.
@@ -196,10 +289,17 @@ impl Running {
     }
 
     /// Comes back, with the reason, when a part broke that cannot be begun anew beside the others.
-    pub(crate) async fn broken(&self) -> String {
+    pub(crate) async fn broken(&mut self) -> String {
+        let store_broken = async {
+            match &self.stores.tsdb {
+                Some(tsdb) => tsdb.broken().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             reason = self.stores.journal.broken() => format!("journal: {reason}"),
-            reason = self.stores.tsdb.broken() => format!("store: {reason}"),
+            reason = store_broken => format!("store: {reason}"),
+            role = self.turns.over() => format!("the role {role:?} is another process's: this one was not heard of"),
         }
     }
 
@@ -214,9 +314,7 @@ impl Running {
     /// What fails or hangs on the way does not keep the rest from its turn.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
         let ending = Ending::begin();
-        if let Some(renewal) = self.renewal {
-            renewal.abort();
-        }
+        self.renewal.into_iter().chain(self.following).for_each(|task| task.abort());
         let closing = async {
             let closing_https = async {
                 match self.https {
@@ -231,34 +329,52 @@ impl Running {
         if let Err(failure) = &http {
             tracing::error!(%failure, "HTTP door");
         }
-        ending.of("gateway", DOORS_CLOSED_BY, self.gateway.stop()).await;
+        if let Some(gateway) = self.gateway {
+            ending.of("gateway", DOORS_CLOSED_BY, gateway.stop()).await;
+        }
         // Only the store writer still has something to say to another: the counter of what was rejected.
         let written = async {
-            ending.of("store writer", CONSUMERS_ENDED_BY, self.writer.stop()).await;
-            ending.of("count of rejected", CONSUMERS_ENDED_BY, self.rejected.stop()).await;
+            let Some(Store { rejected, writer }) = self.store else { return };
+            ending.of("store writer", CONSUMERS_ENDED_BY, writer.stop()).await;
+            ending.of("count of rejected", CONSUMERS_ENDED_BY, rejected.stop()).await;
         };
-        tokio::join!(
-            ending.of("alerting", CONSUMERS_ENDED_BY, self.alerting.stop()),
-            ending.of("rules", CONSUMERS_ENDED_BY, self.pipeline.stop()),
-            written,
-        );
+        let told = async {
+            if let Some(alerting) = self.alerting {
+                ending.of("alerting", CONSUMERS_ENDED_BY, alerting.stop()).await;
+            }
+        };
+        let evaluated = async {
+            if let Some(pipeline) = self.pipeline {
+                ending.of("rules", CONSUMERS_ENDED_BY, pipeline.stop()).await;
+            }
+        };
+        tokio::join!(told, evaluated, written);
+        drop(self.turns);
         let closed = self.stores.close(ending).await;
         http.and(closed)
     }
 }
 
 impl Stores {
-    async fn open(config: &Config, clock: &Clock, metrics: &mut Metrics) -> Result<Self, Failure> {
-        first_start::make_data_directory(&config.data)
-            .map_err(|error| Failure::Failed(format!("create {}: {error}", config.data.display())))?;
-        let journal = ChosenJournal::open(&config.journal, clock, metrics)?;
-        let tsdb = ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?;
+    async fn open(
+        config: &Config,
+        journal: ChosenJournal,
+        clock: &Clock,
+        metrics: &mut Metrics,
+    ) -> Result<Self, Failure> {
+        let tsdb = match config.roles.has(Role::Store) {
+            true => Some(ParquetTsdb::open(config.tsdb.clone(), clock.clone(), metrics)?),
+            false => None,
+        };
         let registry = Registry::open(&config.registry, clock.clone()).await?;
         Ok(Self { journal, tsdb, registry })
     }
 
     async fn close(self, ending: Ending) -> Result<(), Failure> {
-        let flushed = ending.of("flush", FLUSHED_BY, self.tsdb.close()).await;
+        let flushed = match &self.tsdb {
+            Some(tsdb) => ending.of("flush", FLUSHED_BY, tsdb.close()).await,
+            None => Some(Ok(())),
+        };
         let journal = ending.of("journal", STOPPED_BY, self.journal.handle().close()).await;
         ending.of("registry", STOPPED_BY, self.registry.close()).await;
         if flushed.is_none() || journal.is_none() {
