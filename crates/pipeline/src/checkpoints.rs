@@ -44,6 +44,8 @@ const CHAIN_MAX: u64 = 256;
 const RUN_MAX: u64 = 1 << 20;
 /// An object store that hangs must not hold back the next try for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For all that is old at once.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 /// One request. Who asks tries again by itself, and wants to be told what is wrong before.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -259,7 +261,7 @@ impl Chain {
     ) -> Result<(Option<Found<S>>, Writer), CheckpointError> {
         let names = self.names().await?;
         let next = names.last().map_or(0, |last| last.sequence + RUN_MAX);
-        let writer = Writer::new(self.clone(), next);
+        let mut writer = Writer::new(self.clone(), next);
         let mut read = BTreeMap::<Name, (u64, Offset, S)>::new();
         for newest in names.iter().rev() {
             match self.chain_to(newest, &mut read).await {
@@ -268,6 +270,7 @@ impl Chain {
                     let of_chain = base..=newest.sequence;
                     read.retain(|name, _| name.run == newest.run && of_chain.contains(&name.sequence));
                     let states = read.into_values().map(|(_, _, state)| state).collect();
+                    writer.good_base = Some(base);
                     return Ok((Some(Found { position, states }), writer));
                 }
                 // A store that does not answer has not lost anything.
@@ -360,11 +363,12 @@ pub(crate) struct Writer {
     first: u64,
     next: u64,
     base: Option<u64>,
-    /// The one before.
-    base_before: Option<u64>,
+    /// The newest that is known to be there, of this run or one before it.
+    good_base: Option<u64>,
     base_bytes: u64,
     chain_bytes: u64,
     under_way: Option<UnderWay>,
+    deleting: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -392,10 +396,11 @@ impl Writer {
             first,
             next: first,
             base: None,
-            base_before: None,
+            good_base: None,
             base_bytes: 0,
             chain_bytes: 0,
             under_way: None,
+            deleting: None,
         }
     }
 
@@ -444,11 +449,11 @@ impl Writer {
             return Some(Err(error));
         }
         if is_whole {
-            self.base_before = self.base.replace(sequence);
+            self.base = Some(sequence);
             (self.base_bytes, self.chain_bytes) = (bytes, 0);
             // One chain is kept to go back to.
-            if let Some(before) = self.base_before {
-                self.delete_before(before).await;
+            if let Some(before) = self.good_base.replace(sequence) {
+                self.delete_before(before);
             }
         } else {
             self.chain_bytes += bytes;
@@ -456,19 +461,31 @@ impl Writer {
         Some(Ok(Written { position, bytes, is_whole }))
     }
 
-    /// Of its own and of the runs before it. What is left over costs room and nothing else.
-    async fn delete_before(&self, sequence: u64) {
-        let deleted = async {
-            for old in self.chain.names().await? {
-                if old.sequence < self.first || (old.run == self.run && old.sequence < sequence) {
-                    self.chain.delete(&old).await?;
-                }
-            }
-            Ok::<(), CheckpointError>(())
-        };
-        if let Err(error) = deleted.await {
-            tracing::warn!(chain = self.chain.name, error = chain(&error), "old checkpoints not deleted");
+    /// Of its own and of the runs before it, beside the work. What is left over costs room and nothing else, and goes with
+    /// the next.
+    fn delete_before(&mut self, sequence: u64) {
+        if self.deleting.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
         }
+        let (chain, run, first) = (self.chain.clone(), self.run.clone(), self.first);
+        self.deleting = Some(tokio::spawn(async move {
+            let deleted = async {
+                for old in chain.names().await? {
+                    if old.sequence < sequence && (old.sequence < first || old.run == run) {
+                        chain.delete(&old).await?;
+                    }
+                }
+                Ok::<(), CheckpointError>(())
+            };
+            let deleted = tokio::time::timeout(DELETE_TIMEOUT, deleted).await;
+            if let Err(error) = deleted.unwrap_or(Err(CheckpointError::Timeout)) {
+                tracing::warn!(
+                    chain = chain.name,
+                    error = dunlin_model::chain(&error),
+                    "old checkpoints not deleted"
+                );
+            }
+        }));
     }
 }
 

@@ -240,7 +240,7 @@ impl Engine {
     pub fn evaluate(&mut self, record: &Record<'_>, offset: Offset, out: &mut Vec<AlertTransition>) -> Fate {
         self.follow_clock(record.received_at);
         self.run_due(out);
-        self.count_groups(self.newest_received);
+        self.follow_groups();
         let hash = device_hash(record.tenant, record.device);
         let fate = match self.copies.observe(record, hash, offset) {
             true => Fate::Copy,
@@ -258,15 +258,19 @@ impl Engine {
             self.newest_received = settled;
         }
         self.run_due(out);
-        self.count_groups(self.newest_received);
+        self.follow_groups();
     }
 
-    /// The counts of groups up to the watermark of the partition.
-    fn count_groups(&mut self, now: Timestamp) {
+    /// The counts of groups up to the watermark of the partition, which goes back with the server's clock.
+    fn follow_groups(&mut self) {
         if self.index.has_groups() {
-            // What is at that very instant may still come.
-            self.groups.advance(now - self.limits.group_delay() - Duration::from_micros(1));
+            self.groups.follow(self.group_watermark(self.newest_received));
         }
+    }
+
+    /// What is at that very instant may still come.
+    fn group_watermark(&self, now: Timestamp) -> Timestamp {
+        now - self.limits.group_delay() - Duration::from_micros(1)
     }
 
     /// What was counted of groups since this was last asked.
@@ -297,6 +301,8 @@ impl Engine {
         let old = std::mem::replace(&mut self.index, index);
         let out = &mut Out { said: out, groups: &mut self.groups };
         for device in self.devices.iter_mut().flatten() {
+            // The next checkpoint is whole, and knows of no marks.
+            device.is_changed = false;
             device.adopt(&old, &self.index, out);
         }
         let slots: Vec<u32> = (0..).zip(&self.devices).filter(|(_, d)| d.is_some()).map(|(n, _)| n).collect();
@@ -470,7 +476,10 @@ impl Engine {
         while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.step <= now) {
             self.due.pop();
             if self.is_current(due) {
-                self.count_groups(start_of(due.step));
+                if self.index.has_groups() {
+                    // Something may have been due long ago: that turns no clock back.
+                    self.groups.advance(self.group_watermark(start_of(due.step)));
+                }
                 self.look_at_contained(due, out);
             }
         }

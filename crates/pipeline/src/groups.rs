@@ -160,6 +160,10 @@ impl Merge {
             self.touched.extend(groups);
             self.parts = vec![Part { heard_at: at, ..Part::default() }; usize::from(of)];
         }
+        if at > self.heard_at + SILENT_PARTITION_AFTER {
+            // Nobody was heard: that singles nobody out.
+            self.parts.iter_mut().for_each(|part| part.heard_at = at);
+        }
         let Some(part) = self.parts.get_mut(usize::from(partition)) else { return };
         self.heard_at = self.heard_at.max(at);
         part.heard_at = part.heard_at.max(at);

@@ -20,6 +20,9 @@ async fn sequences(store: &CheckpointStore) -> Vec<u64> {
 async fn write(writer: &mut Writer, position: u64, is_whole: bool) {
     writer.begin(Offset(position), is_whole, &vec![position]);
     writer.finished().await.unwrap().unwrap();
+    if let Some(deleting) = writer.deleting.take() {
+        deleting.await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -45,6 +48,12 @@ async fn a_start_finds_the_newest_base_and_what_follows_it() {
         assert!(writer.is_whole_due());
         write(&mut writer, 60, true).await;
         assert_eq!(loaded(&store).await, Some((60, vec![vec![60]])));
+        // However short the runs are, what is older than the last chain goes.
+        for position in 70..80 {
+            let (_, mut writer) = chain(&store).load::<Numbers>().await.unwrap();
+            write(&mut writer, position, true).await;
+        }
+        assert_eq!(sequences(&store).await.len(), 2);
     }
 }
 

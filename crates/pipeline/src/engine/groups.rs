@@ -138,13 +138,19 @@ impl Groups {
         *self.coming.entry(from).or_default().entry(group).or_default() += Members { members, count };
     }
 
+    /// All changes before `to` are known, by the server's clock; far behind what was known, that was set back.
+    pub(super) fn follow(&mut self, to: Timestamp) {
+        let to = to.window_start(STEP);
+        match to + CLOCK_UNEVENNESS_MAX < self.up_to {
+            true => self.set_back(to),
+            false => self.advance(to),
+        }
+    }
+
     /// All changes before `to` are known.
     pub(super) fn advance(&mut self, to: Timestamp) {
         let to = to.window_start(STEP);
         if to <= self.up_to {
-            if to + CLOCK_UNEVENNESS_MAX < self.up_to {
-                self.set_back(to);
-            }
             return;
         }
         while let Some(entry) = self.coming.first_entry().filter(|entry| *entry.key() <= to) {
@@ -229,4 +235,23 @@ fn group_count(group: GroupKey, now: Members) -> GroupCount {
 fn seconds_up(at: Timestamp) -> Timestamp {
     let start = at.window_start(STEP);
     if start < at { start + STEP } else { start }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn what_was_due_long_ago_turns_no_clock_back_and_the_servers_clock_does() {
+        let mut groups = Groups::default();
+        groups.follow(at(1_000));
+        groups.advance(at(100));
+        assert_eq!((groups.up_to, groups.era), (at(1_000), 0));
+        groups.follow(at(100));
+        assert_eq!((groups.up_to, groups.era), (at(100), 1));
+    }
 }

@@ -549,6 +549,28 @@ fn a_server_clock_that_was_ahead_is_forgotten_when_it_is_right_again() {
 }
 
 #[test]
+fn checkpoints_of_changes_go_on_after_other_rules_came() {
+    let (before, after) = (rules("temperature > 80 for 1m"), rules("temperature > 70 for 1m"));
+    let (mut engine, mut out) = (Engine::new(limits(), &before), Vec::new());
+    let story = told("a: 0s 90 | a: 10s 90 | a: 20s 90");
+    let mut records = story.iter().map(record).zip((0..).map(Offset));
+    let mut next = |engine: &mut Engine| {
+        let (record, offset) = records.next().unwrap();
+        engine.evaluate(&record, offset, &mut out);
+    };
+    next(&mut engine);
+    engine.changes(true);
+    next(&mut engine);
+    engine.reload(&after, &mut Vec::new());
+    let base = engine.changes(true);
+    next(&mut engine);
+    let changed = engine.changes(false);
+    let restored = Engine::restore(limits(), &after, vec![base, changed], &mut Vec::new()).unwrap();
+    let bytes = |engine: &Engine| postcard::to_stdvec(&engine.state()).unwrap();
+    assert_eq!(bytes(&restored), bytes(&engine));
+}
+
+#[test]
 fn sliding_windows_are_judged_at_every_reading() {
     check(
         "avg(temperature) over sliding 1m > 80",

@@ -220,3 +220,24 @@ proptest! {
         prop_assert_eq!(run(&rules, &story, partitions, &cuts, &ticks, &order), whole);
     }
 }
+
+#[test]
+fn after_a_time_without_anybody_all_are_waited_for_again() {
+    let (mut merge, mut out) = (Merge::new(&rules("temperature > 80", "count > 1")), Vec::new());
+    let mut say = |merge: &mut Merge, partition: u16, seconds: i64| {
+        let counted = Counted { era: 0, up_to: at(seconds * 1_000), is_whole: true, counts: Vec::new() };
+        merge.take(Partial { partition, of: 2, counted }, at(seconds * 1_000 + 2_000), &mut out);
+    };
+    say(&mut merge, 0, 100);
+    say(&mut merge, 1, 100);
+    // All were away. Whoever speaks first does not speak for the other.
+    say(&mut merge, 0, 1_000);
+    assert_eq!(merge.judged_up_to(), at(100_000));
+    say(&mut merge, 1, 900);
+    assert_eq!(merge.judged_up_to(), at(900_000));
+    // One that stays away while others speak is not waited for.
+    for seconds in 1_001..1_100 {
+        say(&mut merge, 0, seconds);
+    }
+    assert!(merge.judged_up_to() > at(1_050_000));
+}

@@ -48,7 +48,13 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
 
-    let Some(mut running) = Running::start(config, doors, system_clock()).await? else { return Ok(()) };
+    // What a start waits for may not answer. Nothing was acknowledged yet, so there is nothing to end in order.
+    let started = tokio::select! {
+        started = Running::start(config, doors, system_clock()) => started?,
+        _ = terminate.recv() => std::process::exit(0),
+        _ = interrupt.recv() => std::process::exit(0),
+    };
+    let Some(mut running) = started else { return Ok(()) };
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
