@@ -476,15 +476,17 @@ def test_alerts_alike_are_told_together(platforms, receivers):
 
 def test_a_person_has_one_budget_for_all_ways(platforms, receivers):
     server, hook = receivers(MailServer()), receivers(WebhookReceiver())
-    config = "[alerting]\ndigest_seconds = 3\n" + mail_channel(server)
+    config = "[alerting]\ndigest_seconds = 5\n" + mail_channel(server)
     config += channel("webhook", "hook", url=hook.url, private_network=True)
     config += '[[alerting.person]]\nname = "ada"\nbudget = { burst = 3, per_hour = 1 }\n'
     config += 'reach = [{ channel = "mail", to = "ada@example.com" }, { channel = "hook" }]\n'
     config += '[[alerting.route]]\ntell = ["ada"]\n'
     platform = start(platforms, config)
     devices = [Device(platform, name) for name in "abcd"]
-    for device in devices:
+    # One after the other: who comes first has the budget, and partitions go on side by side.
+    for count, device in enumerate(devices, 1):
         device.heats()
+        until("it fires", lambda: len(platform.json("/v1/alerts")["alerts"]) == count)
     until("digests", lambda: len(server.mails) + len(hook.taken) == 5)
     singles = [mail for _, mail in server.mails if not mail.is_multipart()]
     singles += [body for body in hook.bodies() if body["what"] == "fired"]
