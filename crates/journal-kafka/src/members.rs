@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use dunlin_journal::{Caller, Partition, Turn};
+use dunlin_journal::{Caller, Offset, Partition, Turn};
 use rdkafka::{
     ClientConfig, ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -28,6 +28,9 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(100);
+/// How often and how long a broker is asked how far a partition goes that was given.
+const ASKS_MAX: usize = 5;
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) type Member = BaseConsumer<Group>;
 
@@ -116,6 +119,9 @@ impl Group {
         // Records are read elsewhere.
         member.pause(partitions)?;
         let places = self.places_of(partitions);
+        for place in &places {
+            self.come_up(member, *place);
+        }
         self.positions.hold(&self.consumer, &places);
         let caller = held(&self.caller);
         for at in self.partitions_of(&places) {
@@ -123,6 +129,22 @@ impl Group {
             caller.call(Turn::Given(at));
         }
         Ok(())
+    }
+
+    /// Whoever had the partition before may have written what this process has not heard of yet: it goes on after that.
+    fn come_up(&self, member: &Member, place: usize) {
+        let place = &self.places.row()[place];
+        for _ in 0..ASKS_MAX {
+            match member.fetch_watermarks(&place.topic, place.partition(), ASK_TIMEOUT) {
+                Ok((_, high)) => {
+                    place.reaches(Offset(high.max(0) as u64));
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(consumer = self.consumer, partition = %place.at, %error, "how far it goes is not known yet");
+                }
+            }
+        }
     }
 
     /// What is not released in time is given away all the same: its holder hears that it was lost.
