@@ -2,10 +2,11 @@
 import http.client
 import json
 import os
+import subprocess
 import time
 
 import pytest
-from platform_under_test import Load, binary, check_nothing_lost, until
+from platform_under_test import Load, binary, check_nothing_lost, free_port, until
 from storm import Crowd
 
 IDLE = int(os.environ.get("DUNLIN_E2E_STORM_IDLE", "1000"))
@@ -31,17 +32,34 @@ def add_many(platform, names):
     return devices
 
 
+def with_tls(directory, port):
+    """A door with TLS, and what the loader needs to come in by it."""
+    subprocess.run([binary("dunlin-load"), "certificates", str(directory), "nobody"], check=True)
+    door = f"""
+        [tls]
+        certificate = "{directory}/server.pem"
+        key = "{directory}/server.key"
+
+        [[gateway.listener]]
+        address = "127.0.0.1:{port}"
+        tls = true
+    """
+    return door, ["--tls-authority", str(directory / "ca.pem")]
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("sessions", ["clean", "lasting"])
-def test_storm_after_kill_9(platforms, tmp_path, loads, sessions):
-    platform = platforms().start()
+@pytest.mark.parametrize("sessions, tls", [("clean", False), ("lasting", False), ("clean", True)])
+def test_storm_after_kill_9(platforms, tmp_path, loads, sessions, tls):
+    port = free_port()
+    door, by_tls = with_tls(tmp_path / "certificates", port) if tls else (None, [])
+    platform = platforms(door).start()
     active = add_many(platform, [f"active-{n}" for n in range(ACTIVE)])
     idle = add_many(platform, [f"idle-{n}" for n in range(min(IDLE, 1_000))])
     tokens = tmp_path / "idle.tokens"
     tokens.write_text("".join(f"{token} {name}\n" for name, token in idle.items()))
     lasting = ["--lasting"] if sessions == "lasting" else []
-    crowd = Crowd(binary("dunlin-load"), platform.mqtt_port, tokens, IDLE, PROCESSES,
-                  "--reconnect-for", "10m", *lasting)
+    crowd = Crowd(binary("dunlin-load"), port if tls else platform.mqtt_port, tokens, IDLE, PROCESSES,
+                  "--reconnect-for", "10m", *lasting, *by_tls)
     loads.append(crowd)
     crowd.wait_held()
     seconds = STORMS * (20 + IDLE // 500)  # Longer than all the storms should take.
