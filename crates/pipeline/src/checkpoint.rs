@@ -1,6 +1,6 @@
-//! A checkpoint file: an engine's state and the journal position it belongs to.
+//! A small state in one file, with the journal position it belongs to. What the rules know is in `checkpoints`.
 //!
-//! `DLCK` | version u8 | xxh3 of the rest, u64 LE | postcard of (partition count, position, state)
+//! `DLCK` | version u8 | xxh3 of the rest, u64 LE | postcard of (position, state)
 //!
 //! Replaced as a whole: written beside, synced, renamed, directory synced. A crash leaves the old or the new one.
 
