@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 4] = b"DLCK";
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 const HEAD_BYTES: usize = 13;
 const ENDING: &str = ".ckpt";
 const SEQUENCE_DIGITS: usize = 20;

@@ -14,6 +14,8 @@ mod clock; // how far a device's clock is from the server's
 mod device; // one device: its order, its rules, what is next
 mod groups; // devices of a group, counted
 mod index; // which rules look at a reading
+mod name; // compared for every record
+mod plan; // what devices with the same rules have in common
 mod state; // devices, as they are kept in a checkpoint
 
 use std::{
@@ -86,6 +88,30 @@ impl Default for Limits {
     }
 }
 
+/// How long a device's records and deadlines wait, in microseconds: they are added up for every record.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    lateness: i64,
+    idle_grace: i64,
+    device_ttl: i64,
+    held_records_max: usize,
+    /// Of the counts of groups.
+    group: Duration,
+}
+
+impl Waits {
+    fn of(limits: &Limits) -> Self {
+        let micros = |count: u64, of: i64| i64::try_from(count).unwrap_or(i64::MAX).saturating_mul(of);
+        Self {
+            lateness: micros(limits.lateness_millis, 1_000),
+            idle_grace: micros(limits.idle_grace_seconds, 1_000_000),
+            device_ttl: micros(limits.device_ttl_seconds, 1_000_000),
+            held_records_max: limits.held_records_max.max(1),
+            group: Duration::from_millis(limits.lateness_millis.saturating_add(limits.group_wait_millis)),
+        }
+    }
+}
+
 /// What became of the records, by tenant, from the first record of the journal on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Account {
@@ -133,12 +159,14 @@ pub enum Fate {
 
 #[derive(Debug)]
 pub struct Engine {
-    limits: Limits,
+    waits: Waits,
+    devices_max: usize,
     index: Index,
     copies: RecentIds,
     devices: Vec<Option<Device>>,
     free: Vec<u32>,
-    by_name: HashTable<u32>,
+    by_name: HashTable<Named>,
+    ahead: Ahead,
     /// When something is due for a device, in steps of receive time. Entries that the device has outdated stay until
     /// they come up.
     due: BinaryHeap<Reverse<Due>>,
@@ -181,6 +209,28 @@ impl Changed {
     }
 }
 
+/// Where a device is kept. The hash of its name stands here as well, so that to find it reads nothing of it.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    hash: u64,
+    slot: u32,
+}
+
+/// Where the devices of the next records were found. It may be outdated, so that whoever goes by it looks at the name.
+#[derive(Debug, Default)]
+struct Ahead {
+    slots: SmallVec<[Option<u32>; BLOCK]>,
+    taken: usize,
+}
+
+impl Ahead {
+    fn take(&mut self) -> Option<u32> {
+        let slot = self.slots.get(self.taken).copied().flatten();
+        self.taken += 1;
+        slot
+    }
+}
+
 /// The hash makes the order independent of where a device is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
@@ -193,12 +243,14 @@ impl Engine {
     pub fn new(limits: Limits, rules: &RuleSet) -> Self {
         let copies = RecentIds::new(limits.copies);
         Self {
-            limits,
+            waits: Waits::of(&limits),
+            devices_max: limits.devices_max.max(1),
             index: Index::new(rules),
             copies,
             devices: Vec::new(),
             free: Vec::new(),
             by_name: HashTable::new(),
+            ahead: Ahead::default(),
             due: BinaryHeap::new(),
             by_silence: BinaryHeap::new(),
             groups: Groups::default(),
@@ -223,16 +275,19 @@ impl Engine {
 
     /// Brings near what the next records need, as many as `BLOCK`: their devices lie apart in memory, and to wait for all
     /// of them at once takes as long as to wait for one.
-    pub fn look_ahead<'a, 'r: 'a>(&self, records: impl Iterator<Item = &'a Record<'r>>) {
-        let mut slots = SmallVec::<[u32; BLOCK]>::new();
-        for record in records.take(BLOCK) {
-            let hash = device_hash(record.tenant, record.device);
-            let is_it = |slot: &u32| self.devices[*slot as usize].as_ref().is_some_and(|d| d.hash == hash);
-            slots.extend(self.by_name.find(hash, is_it).copied());
+    pub fn look_ahead<'a, 'r: 'a>(&mut self, records: impl Iterator<Item = &'a Record<'r>>) {
+        self.ahead.slots.clear();
+        self.ahead.taken = 0;
+        // One thing after the other for all of them: what has to be waited for is then waited for together.
+        let hashes = records.take(BLOCK).map(|record| device_hash(record.tenant, record.device));
+        let hashes: SmallVec<[u64; BLOCK]> = hashes.collect();
+        for hash in hashes {
+            self.ahead.slots.push(self.by_name.find(hash, |of| of.hash == hash).map(|of| of.slot));
         }
-        let devices = || slots.iter().filter_map(|slot| self.devices[*slot as usize].as_ref());
+        let slots = || self.ahead.slots.iter().flatten();
+        let devices = || slots().filter_map(|slot| self.devices[*slot as usize].as_ref());
         let near = devices().map(Device::touch).fold(0, |a, b| a ^ b);
-        let far = devices().map(Device::touch_cells).fold(0, |a, b| a ^ b);
+        let far = devices().map(Device::touch_more).fold(0, |a, b| a ^ b);
         std::hint::black_box((near, far));
     }
 
@@ -241,10 +296,10 @@ impl Engine {
         self.follow_clock(record.received_at);
         self.run_due(out);
         self.follow_groups();
-        let hash = device_hash(record.tenant, record.device);
+        let (hash, slot) = self.whose(record);
         let fate = match self.copies.observe(record, hash, offset) {
             true => Fate::Copy,
-            false => self.contain(record, hash, out),
+            false => self.contain(record, hash, slot, out),
         };
         self.account(record.tenant, fate);
         fate
@@ -270,7 +325,7 @@ impl Engine {
 
     /// What is at that very instant may still come.
     fn group_watermark(&self, now: Timestamp) -> Timestamp {
-        now - self.limits.group_delay() - Duration::from_micros(1)
+        now - self.waits.group - Duration::from_micros(1)
     }
 
     /// What was counted of groups since this was last asked.
@@ -303,7 +358,7 @@ impl Engine {
         for device in self.devices.iter_mut().flatten() {
             // The next checkpoint is whole, and knows of no marks.
             device.is_changed = false;
-            device.adopt(&old, &self.index, out);
+            device.adopt(&old, &mut self.index, out);
         }
         let slots: Vec<u32> = (0..).zip(&self.devices).filter(|(_, d)| d.is_some()).map(|(n, _)| n).collect();
         for device in slots {
@@ -328,7 +383,7 @@ impl Engine {
     pub fn next_due(&self) -> Option<Timestamp> {
         let due = self.due.peek().map(|due| start_of(due.0.step));
         let counts = self.index.has_groups() && self.groups.up_to() > Timestamp::MIN;
-        let count = counts.then(|| self.groups.next_step() + self.limits.group_delay());
+        let count = counts.then(|| self.groups.next_step() + self.waits.group);
         due.into_iter().chain(count).min()
     }
 
@@ -355,9 +410,15 @@ impl Engine {
     }
 
     /// A rule that panics costs its own device's state and nothing else.
-    fn contain(&mut self, record: &Record<'_>, hash: u64, out: &mut Vec<AlertTransition>) -> Fate {
+    fn contain(
+        &mut self,
+        record: &Record<'_>,
+        hash: u64,
+        slot: Option<u32>,
+        out: &mut Vec<AlertTransition>,
+    ) -> Fate {
         let said = out.len();
-        match catch_unwind(AssertUnwindSafe(|| self.apply(record, hash, out))) {
+        match catch_unwind(AssertUnwindSafe(|| self.apply(record, hash, slot, out))) {
             Ok(fate) => fate,
             Err(_) => {
                 out.truncate(said);
@@ -369,11 +430,14 @@ impl Engine {
         }
     }
 
-    fn apply(&mut self, record: &Record<'_>, hash: u64, out: &mut Vec<AlertTransition>) -> Fate {
-        let slot = match self.find(record.tenant, record.device, hash) {
-            Some(slot) => slot,
-            None => self.insert(record, hash, out),
-        };
+    fn apply(
+        &mut self,
+        record: &Record<'_>,
+        hash: u64,
+        slot: Option<u32>,
+        out: &mut Vec<AlertTransition>,
+    ) -> Fate {
+        let slot = slot.unwrap_or_else(|| self.insert(record, hash, out));
         let Some(device) = &mut self.devices[slot as usize] else { return Fate::Failed };
         self.changed.note(device, slot);
         if record.received_at + CLOCK_UNEVENNESS_MAX < device.heard_at {
@@ -381,33 +445,38 @@ impl Engine {
         }
         device.heard_at = device.heard_at.max(record.received_at);
         let out = &mut Out { said: out, groups: &mut self.groups };
-        if !device.take(&mut self.index, record, &self.limits, out) {
+        if !device.take(&mut self.index, record, &self.waits, out) {
             return Fate::Late;
         }
         self.schedule(slot);
         Fate::Evaluated
     }
 
+    /// The hash of a record's device, and where it is kept, if it is known.
+    fn whose(&mut self, record: &Record<'_>) -> (u64, Option<u32>) {
+        if let Some(slot) = self.ahead.take()
+            && let Some(device) = &self.devices[slot as usize]
+            && device.is(record.tenant, record.device)
+        {
+            return (device.hash, Some(slot));
+        }
+        let hash = device_hash(record.tenant, record.device);
+        (hash, self.find(record.tenant, record.device, hash))
+    }
+
     fn find(&self, tenant: &str, name: &str, hash: u64) -> Option<u32> {
-        let is_it = |slot: &u32| {
-            self.devices[*slot as usize]
-                .as_ref()
-                .is_some_and(|d| d.hash == hash && *d.name == *name && *d.tenant == *tenant)
+        let is_it = |of: &Named| {
+            of.hash == hash && self.devices[of.slot as usize].as_ref().is_some_and(|d| d.is(tenant, name))
         };
-        self.by_name.find(hash, is_it).copied()
+        self.by_name.find(hash, is_it).map(|of| of.slot)
     }
 
     fn insert(&mut self, record: &Record<'_>, hash: u64, out: &mut Vec<AlertTransition>) -> u32 {
-        if self.device_count() >= self.limits.devices_max.max(1) {
+        if self.device_count() >= self.devices_max {
             self.forget_one(out);
         }
-        let device = Device::new(
-            hash,
-            self.index.word(record.tenant),
-            record.device,
-            self.index.word(record.device_type),
-            record.received_at,
-        );
+        let (tenant, device_type) = (self.index.word(record.tenant), self.index.word(record.device_type));
+        let device = Device::new(&self.index, hash, tenant, record.device, device_type, record.received_at);
         self.place(device)
     }
 
@@ -423,10 +492,7 @@ impl Engine {
                 (self.devices.len() - 1) as u32
             }
         };
-        let devices = &self.devices;
-        self.by_name.insert_unique(hash, slot, |slot| {
-            devices[*slot as usize].as_ref().map_or(0, |device| device.hash)
-        });
+        self.by_name.insert_unique(hash, Named { hash, slot }, |of| of.hash);
         self.by_silence.push(Reverse((heard_at, hash, slot)));
         self.tidy();
         slot
@@ -450,12 +516,12 @@ impl Engine {
 
     fn remove(&mut self, slot: u32) -> Option<Device> {
         let device = self.devices[slot as usize].take()?;
-        if let Ok(entry) = self.by_name.find_entry(device.hash, |s| *s == slot) {
+        if let Ok(entry) = self.by_name.find_entry(device.hash, |of| of.slot == slot) {
             entry.remove();
         }
         self.free.push(slot);
         if self.changed.is_noted {
-            self.changed.gone.push((device.tenant.clone(), device.name.clone()));
+            self.changed.gone.push((device.tenant.clone(), device.name.as_str().into()));
         }
         Some(device)
     }
@@ -463,8 +529,7 @@ impl Engine {
     /// Notes when the device is to be looked at next: never later than something is due.
     fn schedule(&mut self, slot: u32) {
         let Some(device) = &mut self.devices[slot as usize] else { return };
-        let step = device.due(&self.index, &self.limits);
-        if step < device.queued {
+        if let Some(step) = device.due(&self.index, &self.waits, device.queued - 1) {
             device.queued = step;
             self.due.push(Reverse(Due { step, hash: device.hash, device: slot }));
         }
@@ -491,7 +556,10 @@ impl Engine {
         if catch_unwind(AssertUnwindSafe(|| self.look_at(due, out))).is_err() {
             out.truncate(said);
             if let Some(device) = self.drop_broken(due.device) {
-                self.broken.push(Broken { tenant: device.tenant.as_ref().into(), device: device.name });
+                self.broken.push(Broken {
+                    tenant: device.tenant.as_ref().into(),
+                    device: device.name.as_str().into(),
+                });
             }
         }
     }
@@ -518,7 +586,8 @@ impl Engine {
         let Some(device) = &mut self.devices[due.device as usize] else { return };
         self.changed.note(device, due.device);
         let mut all = Out { said: &mut *out, groups: &mut self.groups };
-        if device.due(&self.index, &self.limits) <= due.step && !device.live_on(&self.index, &mut all) {
+        let is_due = device.due(&self.index, &self.waits, due.step).is_some();
+        if is_due && !device.live_on(&mut self.index, &mut all) {
             self.forgotten += 1;
             return self.forget(due.device, out);
         }
@@ -557,24 +626,6 @@ impl Engine {
             Some(account) => account.add(fate),
             None => self.accounts.entry(tenant.into()).or_default().add(fate),
         }
-    }
-}
-
-impl Limits {
-    fn lateness(&self) -> Duration {
-        Duration::from_millis(self.lateness_millis)
-    }
-
-    fn idle_grace(&self) -> Duration {
-        Duration::from_secs(self.idle_grace_seconds)
-    }
-
-    fn group_delay(&self) -> Duration {
-        self.lateness() + Duration::from_millis(self.group_wait_millis)
-    }
-
-    fn device_ttl(&self) -> Duration {
-        Duration::from_secs(self.device_ttl_seconds)
     }
 }
 

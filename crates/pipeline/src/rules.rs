@@ -21,6 +21,7 @@ use dunlin_model::Severity;
 use expression::Expression;
 pub use given::{Expected, Given, RuleTest, instant};
 pub use scalar::Scalar;
+pub(crate) use scalar::number;
 pub use schedule::Schedule;
 use serde::Deserialize;
 use toml::Spanned;

@@ -9,13 +9,15 @@ mod window; // readings over time
 
 use std::time::Duration;
 
-use dunlin_model::{AlertPhase, Severity, Timestamp};
-use phase::{Phase, Verdict};
+use dunlin_model::{AlertPhase, Severity, Timestamp, ValueRef};
+use phase::Phase;
+pub(crate) use phase::Verdict;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use test::TestState;
+pub(crate) use window::{Ended, Fixed, Lengths};
 
-use crate::rules::{Level, Rule, Tree};
+use crate::rules::{Level, Over, Rule, Subject, Test, Tree};
 
 /// When something is to be looked at. At one time windows end first, then come the readings, then what waits in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,7 +38,7 @@ pub(crate) enum Kind {
 impl Moment {
     pub(crate) const NEVER: Self = Self { time: Timestamp::MAX, kind: Kind::Timer };
 
-    fn new(time: Option<Timestamp>, kind: Kind) -> Self {
+    pub(crate) fn new(time: Option<Timestamp>, kind: Kind) -> Self {
         time.map_or(Self::NEVER, |time| Self { time, kind })
     }
 
@@ -59,6 +61,20 @@ impl Stretch {
 
     fn with(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+}
+
+/// The windows of the device, and those that have just ended, by their numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    pub(crate) windows: &'a [Fixed],
+    pub(crate) ended: &'a [(u32, Ended)],
+}
+
+impl Ends<'_> {
+    fn of(&self, window: u32) -> Option<Ended> {
+        let at = self.ended.binary_search_by_key(&window, |(number, _)| *number).ok()?;
+        Some(self.ended[at].1)
     }
 }
 
@@ -98,12 +114,27 @@ struct LevelState {
     open: Option<Stretch>,
 }
 
+/// What a test reads from a window that the device keeps, of a metric and so long.
+pub(crate) fn window_of(test: &Test) -> Option<(&str, Lengths)> {
+    match test {
+        Test::Compare {
+            subject: Subject::Window { metric, over: Over::Fixed { size, every }, .. }, ..
+        } => Some((metric, Lengths::new(*size, *every))),
+        _ => None,
+    }
+}
+
 impl Watch {
-    pub(crate) fn new(rule: &Rule) -> Self {
+    /// `window` gives the number of a window of the device.
+    pub(crate) fn new(rule: &Rule, mut window: impl FnMut(&str, Lengths) -> u32) -> Self {
+        let mut test = |test: &Test| {
+            let number = window_of(test).map_or(0, |(metric, of)| window(metric, of));
+            TestState::new(test, number)
+        };
         let level = |level: &Level| LevelState {
             phase: Phase::Inactive,
             since: Timestamp::MIN,
-            tests: level.condition.tests.iter().map(TestState::new).collect(),
+            tests: level.condition.tests.iter().map(&mut test).collect(),
             open: None,
         };
         Self {
@@ -123,13 +154,33 @@ impl Watch {
             })
     }
 
+    /// The numbers of the windows that it reads, in the order of its tests.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = u32> {
+        self.levels.iter().flat_map(|level| &level.tests).filter_map(TestState::window)
+    }
+
+    pub(crate) fn windows_mut(&mut self) -> impl Iterator<Item = &mut u32> {
+        self.levels.iter_mut().flat_map(|level| &mut level.tests).filter_map(TestState::window_mut)
+    }
+
+    /// Of a rule that is a single comparison, what it last said, if nothing comes of saying it again.
+    pub(crate) fn settled(&self) -> Option<Verdict> {
+        match &self.levels[..] {
+            [level] if level.phase != Phase::Pending && level.open.is_none() => match &level.tests[..] {
+                [test] => Some(test.verdict),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Takes in one reading for one test; true if `settle` has something to do.
     pub(crate) fn take(
         &mut self,
         rule: &Rule,
         feed: Feed,
         time: Timestamp,
-        value: Option<&crate::rules::Scalar>,
+        value: Option<ValueRef<'_>>,
     ) -> bool {
         let (level, test) = (usize::from(feed.level), usize::from(feed.test));
         let state = &mut self.levels[level];
@@ -162,16 +213,17 @@ impl Watch {
         self.say(rule, time)
     }
 
-    /// When it next has to be looked at without a reading.
-    pub(crate) fn next(&self, rule: &Rule) -> Moment {
-        let of = |(state, level): (&LevelState, &Level)| state.next(level);
+    /// When it next has to be looked at without a reading, and without the end of a window of the device that has
+    /// something in it.
+    pub(crate) fn next(&self, rule: &Rule, windows: &[Fixed]) -> Moment {
+        let of = |(state, level): (&LevelState, &Level)| state.next(level, windows);
         self.levels.iter().zip(&rule.levels).map(of).min().unwrap_or(Moment::NEVER)
     }
 
-    /// At the moment that `next` named.
-    pub(crate) fn pass(&mut self, rule: &Rule, moment: Moment) -> Steps {
+    /// At the moment that `next` named, or that windows of the device ended.
+    pub(crate) fn pass(&mut self, rule: &Rule, moment: Moment, ends: Ends<'_>) -> Steps {
         for (state, level) in self.levels.iter_mut().zip(&rule.levels) {
-            state.pass(level, moment);
+            state.pass(level, moment, ends);
         }
         self.say(rule, moment.time)
     }
@@ -184,7 +236,9 @@ impl Watch {
     /// Forgets the readings, as after a time that was wrong; the alert stands as it stood.
     pub(crate) fn forget_readings(&mut self, rule: &Rule) {
         for (state, level) in self.levels.iter_mut().zip(&rule.levels) {
-            state.tests = level.condition.tests.iter().map(TestState::new).collect();
+            for (state, test) in state.tests.iter_mut().zip(&level.condition.tests) {
+                *state = TestState::new(test, state.window().unwrap_or(0));
+            }
             state.open = None;
         }
     }
@@ -193,13 +247,7 @@ impl Watch {
         self.phase == Phase::Firing
     }
 
-    /// Reads what the next reading needs.
-    pub(crate) fn touch(&self) -> u64 {
-        let tests = self.levels.iter().take(1).flat_map(|level| &level.tests).take(4);
-        tests.fold(self.since.as_micros() as u64, |sum, test| sum ^ test.touch())
-    }
-
-    /// Panes and readings that it keeps.
+    /// Readings that it keeps, and sessions.
     pub(crate) fn kept(&self) -> usize {
         self.levels.iter().flat_map(|level| &level.tests).map(TestState::kept).sum()
     }
@@ -256,7 +304,7 @@ impl Watch {
 }
 
 /// Where a reading goes: to which input of which test of which level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Feed {
     pub(crate) level: u8,
     pub(crate) test: u8,
@@ -275,12 +323,12 @@ impl LevelState {
         self.phase = self.phase.on(verdict, held);
     }
 
-    fn next(&self, level: &Level) -> Moment {
+    fn next(&self, level: &Level, windows: &[Fixed]) -> Moment {
         let condition = &level.condition;
         let is_awaited = self.phase == Phase::Pending || condition.tests.len() > 1;
         let tests = self.tests.iter().zip(&condition.tests);
-        let of_tests = tests.map(|(state, test)| state.next(test, is_awaited)).min().unwrap_or(Moment::NEVER);
-        of_tests.min(self.hold_ends(level))
+        let of_tests = tests.map(|(state, test)| state.next(test, is_awaited, windows)).min();
+        of_tests.unwrap_or(Moment::NEVER).min(self.hold_ends(level))
     }
 
     /// A window speaks for its stretch alone, so where there are windows they say when it has held for long enough.
@@ -291,13 +339,14 @@ impl LevelState {
         }
     }
 
-    fn pass(&mut self, level: &Level, moment: Moment) {
+    fn pass(&mut self, level: &Level, moment: Moment, ends: Ends<'_>) {
         let condition = &level.condition;
         let is_awaited = self.phase == Phase::Pending || condition.tests.len() > 1;
         let mut said = (self.hold_ends(level) <= moment).then(|| Stretch::at(moment.time));
         for (state, test) in self.tests.iter_mut().zip(&condition.tests) {
-            if state.next(test, is_awaited) <= moment
-                && let Some(stretch) = state.pass(test, moment)
+            let has_ended = state.window().is_some_and(|window| ends.of(window).is_some());
+            if (has_ended || state.next(test, is_awaited, ends.windows) <= moment)
+                && let Some(stretch) = state.pass(test, moment, ends)
             {
                 said = Some(said.map_or(stretch, |said| said.with(stretch)));
             }

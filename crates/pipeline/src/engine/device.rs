@@ -1,23 +1,27 @@
 //! One device: what came and is not yet in order, what the rules know of it, and what is next.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use dunlin_model::{
-    AlertPhase, AlertTransition, Fingerprint, Record, Severity, TimeSource, Timestamp, TransitionId,
+    AlertPhase, AlertTransition, Fingerprint, Reading, Record, Severity, TimeSource, Timestamp, TransitionId,
+    ValueRef,
 };
+use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    Limits,
+    Waits,
     clock::DeviceClock,
     groups::{GroupKey, Groups},
     index::{ANY, Index},
+    name::{Name, is_same},
+    plan::Plan,
 };
 use crate::{
-    rules::{Rule, Scalar},
-    watch::{Feed, Kind, Moment, Step, Steps, Watch},
+    rules::{Rule, Scalar, number},
+    watch::{Ended, Ends, Feed, Fixed, Kind, Lengths, Moment, Step, Steps, Verdict, Watch},
 };
 
 /// Deadlines are kept in steps of so many microseconds of receive time.
@@ -32,35 +36,37 @@ pub(super) struct Out<'a> {
     pub(super) groups: &'a mut Groups,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+/// What a reading in the order of its device needs stands first and together: there are more devices than caches hold.
+#[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Device {
     pub(super) hash: u64,
+    pub(super) name: Name,
     pub(super) tenant: Arc<str>,
-    pub(super) name: Box<str>,
-    pub(super) device_type: Arc<str>,
-    pub(super) clock: DeviceClock,
+    plan: Arc<Plan>,
+    /// The entry among the due ones that counts.
+    pub(super) queued: i64,
     /// The newest event time, and when it came.
     pub(super) newest: Timestamp,
     pub(super) newest_received_at: Timestamp,
     pub(super) heard_at: Timestamp,
     /// Records from before it are late; the rules have seen what is before it.
     pub(super) watermark: Timestamp,
-    /// Records at or after the watermark, by time.
-    pub(super) held: VecDeque<Held>,
-    /// Not later than what the cells next wait for.
+    /// Not later than what the cells and the windows next wait for.
     pub(super) next: Moment,
+    pub(super) device_type: Arc<str>,
+    /// By the numbers that the plan gives them, as are the cells.
+    pub(super) windows: SmallVec<[Fixed; 1]>,
     /// Not as the last checkpoint has it.
     pub(super) is_changed: bool,
-    /// The entry among the due ones that counts.
-    pub(super) queued: i64,
-    /// Metrics whose rules were looked up, sorted.
-    pub(super) metrics: Vec<u32>,
-    /// In the order in which they were made.
+    /// Records at or after the watermark, by time.
+    pub(super) held: VecDeque<Held>,
+    pub(super) clock: DeviceClock,
+    /// What the cells of rules that are a single comparison last said, so that nobody has to go there to hear it again.
+    settled: SmallVec<[Option<Verdict>; 16]>,
     pub(super) cells: Vec<Cell>,
-    /// Which cell a rule has, by rule.
-    pub(super) by_rule: Vec<(u32, u32)>,
-    /// Where a metric goes, by metric.
-    pub(super) feeds: Vec<(u32, u32, Feed)>,
+    /// Not later than what the cells next wait for, but for windows that have something in them.
+    cells_next: Moment,
 }
 
 /// One rule on one device.
@@ -72,6 +78,15 @@ pub(super) struct Cell {
     /// Of a rule over a group: the group counts it as one on which the condition holds.
     pub(super) is_counted: bool,
 }
+
+impl Cell {
+    pub(super) fn new(rule: u32, watch: Watch, is_counted: bool) -> Self {
+        Self { rule, watch, next: Moment::NEVER, is_counted }
+    }
+}
+
+/// Cells that have to be looked at.
+type Touched = SmallVec<[u32; 8]>;
 
 /// A record's readings of metrics that rules name.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,6 +120,7 @@ pub(super) type HeldReadings = SmallVec<[(u32, Scalar); 2]>;
 
 impl Device {
     pub(super) fn new(
+        index: &Index,
         hash: u64,
         tenant: Arc<str>,
         name: &str,
@@ -123,13 +139,19 @@ impl Device {
             watermark: Timestamp::MIN,
             held: VecDeque::new(),
             next: Moment::NEVER,
+            cells_next: Moment::NEVER,
             is_changed: false,
             queued: NOT_DUE,
-            metrics: Vec::new(),
+            plan: index.plans.none().clone(),
+            windows: SmallVec::new(),
             cells: Vec::new(),
-            by_rule: Vec::new(),
-            feeds: Vec::new(),
+            settled: SmallVec::new(),
         }
+    }
+
+    #[inline]
+    pub(super) fn is(&self, tenant: &str, name: &str) -> bool {
+        self.name.is(name) && is_same(self.tenant.as_bytes(), tenant.as_bytes())
     }
 
     /// Takes in a record; false if it is late.
@@ -137,55 +159,68 @@ impl Device {
         &mut self,
         index: &mut Index,
         record: &Record<'_>,
-        limits: &Limits,
+        waits: &Waits,
         out: &mut Out<'_>,
     ) -> bool {
-        let (time, lateness) = self.place(record, limits);
+        let (time, lateness) = self.place(record, waits);
         if time < self.watermark {
             return false;
         }
-        if *self.device_type != *record.device_type {
+        if !is_same(self.device_type.as_bytes(), record.device_type.as_bytes()) {
             self.retype(index, record.device_type, out);
         }
         if time >= self.newest {
             self.newest = time;
             self.newest_received_at = record.received_at;
         }
-        let to = self.newest - lateness;
-        let readings = record.readings.iter().filter_map(|reading| {
-            index.metric(reading.metric).map(|metric| (metric, Scalar::from(reading.value)))
-        });
-        let held = Held { time, readings: readings.collect() };
-        if !held.readings.is_empty() || index.has_any() {
-            match self.held.is_empty() && time <= to {
-                true => {
-                    self.pass_before(index, Moment { time, kind: Kind::Reading }, out);
-                    self.apply(index, &held, out);
-                }
-                false => self.hold(held, limits),
-            }
+        let to = Timestamp::from_micros(self.newest.as_micros().saturating_sub(lateness));
+        match self.held.is_empty() && time <= to {
+            true => self.take_at_once(index, record, time, out),
+            false => self.hold(index, record, time, waits),
         }
         self.watermark = self.watermark.max(to);
         self.advance(index, self.watermark, out);
         true
     }
 
+    /// A record before which nothing can come any more.
+    fn take_at_once(&mut self, index: &mut Index, record: &Record<'_>, time: Timestamp, out: &mut Out<'_>) {
+        let mut touched = Touched::new();
+        if index.has_any() {
+            self.pass_before(index, Moment { time, kind: Kind::Reading }, out);
+            self.feed(index, ANY, time, None, &mut touched, out);
+        }
+        for reading in &record.readings {
+            if let Some(metric) = index.metric(reading.metric) {
+                self.pass_before(index, Moment { time, kind: Kind::Reading }, out);
+                self.feed(index, metric, time, Some(reading.value), &mut touched, out);
+            }
+        }
+        self.settle(index, time, touched, out);
+    }
+
     /// The time of a record in the order of its device, and how much may still come before it. A device that says no
     /// times has one order, that of arrival, and the journal keeps it: nothing has to be waited for.
-    fn place(&mut self, record: &Record<'_>, limits: &Limits) -> (Timestamp, Duration) {
+    fn place(&mut self, record: &Record<'_>, waits: &Waits) -> (Timestamp, i64) {
         let time = self.clock.correct(record);
         let says_no_time = matches!(record.time_source, TimeSource::Server | TimeSource::ServerAsTooOld);
         match says_no_time && !self.clock.is_known() {
-            true => (time.max(self.newest), Duration::ZERO),
-            false => (time, limits.lateness()),
+            true => (time.max(self.newest), 0),
+            false => (time, waits.lateness),
         }
     }
 
-    fn hold(&mut self, held: Held, limits: &Limits) {
+    fn hold(&mut self, index: &Index, record: &Record<'_>, time: Timestamp, waits: &Waits) {
+        let numbered = |reading: &Reading<'_>| Some((index.metric(reading.metric)?, reading.value.into()));
+        let readings: HeldReadings = record.readings.iter().filter_map(numbered).collect();
+        if readings.is_empty() && !index.has_any() {
+            return;
+        }
+        let held = Held { time, readings };
         let at = self.held.iter().rposition(|other| !other.is_after(&held)).map_or(0, |n| n + 1);
         self.held.insert(at, held);
         // Beyond it, the oldest is taken to be complete.
-        if self.held.len() > limits.held_records_max.max(1)
+        if self.held.len() > waits.held_records_max
             && let Some(oldest) = self.held.front()
         {
             self.watermark = self.watermark.max(oldest.time);
@@ -193,7 +228,8 @@ impl Device {
     }
 
     /// Brings everything up to `to`, in the order of event time.
-    pub(super) fn advance(&mut self, index: &Index, to: Timestamp, out: &mut Out<'_>) {
+    #[inline]
+    pub(super) fn advance(&mut self, index: &mut Index, to: Timestamp, out: &mut Out<'_>) {
         while let Some(held) = self.held.front()
             && held.time <= to
         {
@@ -207,91 +243,194 @@ impl Device {
         self.pass_before(index, Moment { time: to, kind: Kind::Reading }, out);
     }
 
-    /// What waits for a moment up to `before`, in order.
+    /// What waits for a moment up to `before`, in order: mostly nothing.
+    #[inline]
     fn pass_before(&mut self, index: &Index, before: Moment, out: &mut Out<'_>) {
         while self.next <= before && !self.next.is_never() {
-            let moment = self.next;
-            self.next = Moment::NEVER;
-            for n in 0..self.cells.len() {
-                let cell = &mut self.cells[n];
-                if cell.next <= moment {
-                    let rule = index.rule(cell.rule);
-                    let steps = cell.watch.pass(rule, moment);
-                    cell.next = cell.watch.next(rule);
-                    self.say(rule, n, steps, out);
-                }
-                self.next = self.next.min(self.cells[n].next);
-            }
+            self.pass(index, self.next, out);
         }
     }
 
+    #[inline(never)]
+    fn pass(&mut self, index: &Index, moment: Moment, out: &mut Out<'_>) {
+        let mut touched = Touched::new();
+        let (ended, windows_next) = self.end_windows(moment, &mut touched);
+        if self.cells_next <= moment {
+            let waited = |(_, cell): &(u32, &Cell)| cell.next <= moment;
+            touched.extend((0u32..).zip(&self.cells).filter(waited).map(|(n, _)| n));
+        }
+        sort_and_dedup(&mut touched);
+        for n in touched {
+            let ends = Ends { windows: &self.windows, ended: &ended };
+            let cell = &mut self.cells[n as usize];
+            let rule = index.rule(cell.rule);
+            let steps = cell.watch.pass(rule, moment, ends);
+            self.note(rule, n);
+            self.say(rule, n as usize, steps, out);
+        }
+        // Exactly, as what was put off must not hold up what comes before it.
+        if !self.cells_next.is_never() {
+            self.cells_next = self.cells.iter().map(|cell| cell.next).min().unwrap_or(Moment::NEVER);
+        }
+        self.next = self.cells_next.min(windows_next);
+    }
+
+    /// Closes the windows that end at a moment; also says when the next one does. `touched`: who has news of it.
+    fn end_windows(
+        &mut self,
+        moment: Moment,
+        touched: &mut Touched,
+    ) -> (SmallVec<[(u32, Ended); 1]>, Moment) {
+        let (mut ended, mut next) = (SmallVec::new(), Moment::NEVER);
+        for ((number, window), plan) in (0..).zip(&mut self.windows).zip(self.plan.windows()) {
+            if end_of(window, plan.of) <= moment
+                && let Some(closed) = window.close(plan.of)
+            {
+                for (aggregate, single) in &plan.singles {
+                    let verdict = Verdict::of(&single.threshold, closed.totals.result(*aggregate));
+                    if self.settled[single.cell as usize] != Some(verdict) {
+                        touched.push(single.cell);
+                    }
+                }
+                touched.extend_from_slice(&plan.others);
+                ended.push((number, closed));
+            }
+            next = next.min(end_of(window, plan.of));
+        }
+        (ended, next)
+    }
+
+    /// After a cell has changed.
+    fn note(&mut self, rule: &Rule, cell: u32) {
+        let of = &mut self.cells[cell as usize];
+        of.next = of.watch.next(rule, &self.windows);
+        self.cells_next = self.cells_next.min(of.next);
+        self.settled[cell as usize] = of.watch.settled();
+    }
+
     /// The readings of one record, to all rules that look at them.
-    fn apply(&mut self, index: &Index, held: &Held, out: &mut Out<'_>) {
-        let mut touched: SmallVec<[u32; 8]> = SmallVec::new();
+    fn apply(&mut self, index: &mut Index, held: &Held, out: &mut Out<'_>) {
+        let mut touched = Touched::new();
         if index.has_any() {
             self.feed(index, ANY, held.time, None, &mut touched, out);
         }
         for (metric, value) in &held.readings {
-            self.feed(index, *metric, held.time, Some(value), &mut touched, out);
+            self.feed(index, *metric, held.time, Some(value.borrowed()), &mut touched, out);
         }
-        if touched.len() > 1 {
-            touched.sort_unstable();
-            touched.dedup();
+        self.settle(index, held.time, touched, out);
+    }
+
+    /// After all readings of one record. `touched`: who has news of them, mostly nobody.
+    #[inline]
+    fn settle(&mut self, index: &Index, time: Timestamp, touched: Touched, out: &mut Out<'_>) {
+        if !touched.is_empty() {
+            self.settle_touched(index, time, touched, out);
         }
+    }
+
+    #[inline(never)]
+    fn settle_touched(&mut self, index: &Index, time: Timestamp, mut touched: Touched, out: &mut Out<'_>) {
+        sort_and_dedup(&mut touched);
         for n in touched {
             let cell = &mut self.cells[n as usize];
             let rule = index.rule(cell.rule);
-            let steps = cell.watch.settle(rule, held.time);
+            let steps = cell.watch.settle(rule, time);
+            self.note(rule, n);
             self.say(rule, n as usize, steps, out);
-            let cell = &mut self.cells[n as usize];
-            cell.next = cell.watch.next(rule);
-            self.next = self.next.min(cell.next);
         }
+        self.next = self.next.min(self.cells_next);
     }
 
     fn feed(
         &mut self,
-        index: &Index,
+        index: &mut Index,
         metric: u32,
         time: Timestamp,
-        value: Option<&Scalar>,
-        touched: &mut SmallVec<[u32; 8]>,
+        value: Option<ValueRef<'_>>,
+        touched: &mut Touched,
         out: &mut Out<'_>,
     ) {
-        if let Err(at) = self.metrics.binary_search(&metric) {
-            self.metrics.insert(at, metric);
-            for rule in index.rules_for(metric, &self.tenant, &self.device_type, &self.name) {
-                if self.add_cell(index, rule, None) && index.rule(rule).group.is_some() {
-                    out.groups.change(self.group_key(index.rule(rule)), time, 1, 0);
+        let at = match self.plan.find(metric) {
+            Some(at) => at,
+            None => self.look_up(index, metric, time, out),
+        };
+        let ways = self.plan.ways(at);
+        if let Some(number) = value.and_then(number) {
+            for (window, of) in &ways.windows {
+                let window = &mut self.windows[*window as usize];
+                if window.add(*of, time, number) {
+                    self.next = self.next.min(end_of(window, *of));
+                }
+            }
+            for single in &ways.singles {
+                if self.settled[single.cell as usize] != Some(Verdict::of(&single.threshold, number)) {
+                    let cell = &mut self.cells[single.cell as usize];
+                    if cell.watch.take(index.rule(cell.rule), Feed::default(), time, value) {
+                        touched.push(single.cell);
+                    }
                 }
             }
         }
-        let first = self.feeds.partition_point(|(of, ..)| *of < metric);
-        for (_, cell, feed) in self.feeds[first..].iter().take_while(|(of, ..)| *of == metric) {
-            let state = &mut self.cells[*cell as usize];
-            let rule = index.rule(state.rule);
-            let has_news = state.watch.take(rule, *feed, time, value);
-            if has_news || (feed.is_window && state.next.is_never()) {
-                touched.push(*cell);
+        for (n, feed) in &ways.others {
+            let cell = &mut self.cells[*n as usize];
+            let has_news = cell.watch.take(index.rule(cell.rule), *feed, time, value);
+            // A session waits from here on, whatever else the cell waits for.
+            if has_news || feed.is_window {
+                touched.push(*n);
             }
         }
     }
 
-    /// The cell of a rule, made when the device first sends a metric of it, or as it was kept.
-    /// False if it was there.
-    pub(super) fn add_cell(&mut self, index: &Index, rule: u32, kept: Option<(Watch, bool)>) -> bool {
-        let Err(at) = self.by_rule.binary_search_by_key(&rule, |(rule, _)| *rule) else { return false };
-        let cell = self.cells.len() as u32;
-        self.by_rule.insert(at, (rule, cell));
-        let (watch, is_counted) = kept.unwrap_or_else(|| (Watch::new(index.rule(rule)), false));
-        let next = watch.next(index.rule(rule));
-        self.next = self.next.min(next);
-        self.cells.push(Cell { rule, watch, next, is_counted });
-        for (metric, feed) in index.feeds(rule) {
-            let at = self.feeds.partition_point(|(of, ..)| of <= metric);
-            self.feeds.insert(at, (*metric, cell, *feed));
+    /// Makes the cells of the rules on a metric that the device sends for the first time; where its readings go.
+    #[cold]
+    fn look_up(&mut self, index: &mut Index, metric: u32, time: Timestamp, out: &mut Out<'_>) -> usize {
+        let mut rules = index.rules_for(metric, &self.tenant, &self.device_type, self.name.as_str());
+        rules.retain(|rule| !self.plan.has_rule(*rule));
+        let mut numbers = HashMap::<(u32, Lengths), u32>::new();
+        let mut cells = Vec::with_capacity(rules.len());
+        for number in rules {
+            let rule = index.rule(number);
+            // Rules that come to the device together share a window: it will have seen the same for all of them.
+            let watch = Watch::new(rule, |metric, of| {
+                let fresh = (self.windows.len() + numbers.len()) as u32;
+                *numbers.entry((index.metric(metric).unwrap_or(ANY), of)).or_insert(fresh)
+            });
+            if rule.group.is_some() {
+                out.groups.change(self.group_key(rule), time, 1, 0);
+            }
+            cells.push(Cell::new(number, watch, false));
         }
-        true
+        self.windows.resize_with(self.windows.len() + numbers.len(), Fixed::default);
+        self.add_cells(index, Some(metric), cells);
+        self.plan.find(metric).unwrap_or_default()
+    }
+
+    /// Adds cells as they were kept, with the windows that they had.
+    pub(super) fn add_kept(&mut self, index: &mut Index, mut cells: Vec<Cell>, windows: &[Fixed]) {
+        let mut moved = HashMap::<u32, u32>::new();
+        for number in cells.iter_mut().flat_map(|cell| cell.watch.windows_mut()) {
+            *number = *moved.entry(*number).or_insert_with(|| {
+                self.windows.push(windows[*number as usize].clone());
+                (self.windows.len() - 1) as u32
+            });
+        }
+        self.add_cells(index, None, cells);
+    }
+
+    fn add_cells(&mut self, index: &mut Index, looked_up: Option<u32>, cells: Vec<Cell>) {
+        self.plan = index.plan_with(&self.plan, looked_up, cells.iter().map(|cell| (cell.rule, &cell.watch)));
+        for cell in cells {
+            let (n, rule) = (self.cells.len() as u32, index.rule(cell.rule));
+            self.cells.push(cell);
+            self.settled.push(None);
+            self.note(rule, n);
+        }
+        self.next = self.next.min(self.cells_next).min(self.windows_next());
+    }
+
+    fn windows_next(&self) -> Moment {
+        let ends = self.windows.iter().zip(self.plan.windows()).map(|(window, plan)| end_of(window, plan.of));
+        ends.min().unwrap_or(Moment::NEVER)
     }
 
     /// What comes next: a held record, or what the rules wait for.
@@ -300,31 +439,34 @@ impl Device {
         held.map_or(self.next, |held| held.min(self.next))
     }
 
-    /// The step of receive time at which silence brings about what is next, or the device is forgotten.
+    /// The step of receive time at which silence brings about what is next, or the device is forgotten, if that is not
+    /// after `up_to`.
     ///
     /// A silent device is taken to live on at the pace of the server's clock. A window waits a little longer, as a link
     /// that was down brings what belongs into it.
-    pub(super) fn due(&self, index: &Index, limits: &Limits) -> i64 {
+    pub(super) fn due(&self, index: &Index, waits: &Waits, up_to: i64) -> Option<i64> {
         let moment = self.next_moment();
         if !moment.is_never() {
-            let grace = if moment.kind == Kind::Close { limits.idle_grace() } else { Duration::ZERO };
+            let grace = if moment.kind == Kind::Close { waits.idle_grace } else { 0 };
             let ahead = moment.time.as_micros().saturating_sub(self.newest.as_micros());
             // After the instant itself: a reading at the end of a wait comes in time.
-            let after = Duration::from_micros(u64::from(moment.kind == Kind::Timer));
-            let wait = limits.lateness() + grace + after;
-            let at = Timestamp::from_micros(self.newest_received_at.as_micros().saturating_add(ahead)) + wait;
-            return step_after(at);
+            let after = i64::from(moment.kind == Kind::Timer);
+            let wait = waits.lateness.saturating_add(grace).saturating_add(after);
+            let at = self.newest_received_at.as_micros().saturating_add(ahead).saturating_add(wait);
+            // A division costs more than the rest.
+            return (at <= start_of(up_to).as_micros()).then(|| step_after(Timestamp::from_micros(at)));
+        }
+        let forgotten = self.heard_at.as_micros().saturating_add(waits.device_ttl);
+        if forgotten > start_of(up_to).as_micros() {
+            return None;
         }
         // Nobody would notice that it speaks again.
         let is_missed = |cell: &Cell| cell.watch.is_firing() && index.rule(cell.rule).watches_silence();
-        match self.cells.iter().any(is_missed) {
-            true => NOT_DUE,
-            false => step_after(self.heard_at + limits.device_ttl()),
-        }
+        (!self.cells.iter().any(is_missed)).then(|| step_after(Timestamp::from_micros(forgotten)))
     }
 
     /// Takes silence to have lasted until what is next; false if nothing is.
-    pub(super) fn live_on(&mut self, index: &Index, out: &mut Out<'_>) -> bool {
+    pub(super) fn live_on(&mut self, index: &mut Index, out: &mut Out<'_>) -> bool {
         let moment = self.next_moment();
         if moment.is_never() {
             return false;
@@ -332,9 +474,10 @@ impl Device {
         // Readings may have moved what the cells wait for. Looked at exactly before time is taken to have passed: else
         // what is late would depend on when somebody looked.
         for cell in self.cells.iter_mut().filter(|cell| cell.next <= moment) {
-            cell.next = cell.watch.next(index.rule(cell.rule));
+            cell.next = cell.watch.next(index.rule(cell.rule), &self.windows);
         }
-        let next = self.cells.iter().map(|cell| cell.next).min().unwrap_or(Moment::NEVER);
+        self.cells_next = self.cells.iter().map(|cell| cell.next).min().unwrap_or(Moment::NEVER);
+        let next = self.cells_next.min(self.windows_next());
         if next != self.next {
             self.next = next;
             return true;
@@ -361,30 +504,34 @@ impl Device {
             self.newest = Timestamp::MIN;
             self.watermark = Timestamp::MIN;
             self.held.clear();
-            self.next = Moment::NEVER;
-            for cell in &mut self.cells {
-                let rule = index.rule(cell.rule);
-                cell.watch.forget_readings(rule);
-                cell.next = cell.watch.next(rule);
-                self.next = self.next.min(cell.next);
+            self.windows.fill(Fixed::default());
+            self.cells_next = Moment::NEVER;
+            for n in 0..self.cells.len() {
+                let rule = index.rule(self.cells[n].rule);
+                self.cells[n].watch.forget_readings(rule);
+                self.note(rule, n as u32);
             }
+            self.next = self.cells_next;
         }
     }
 
     /// A device that changed its type is looked at by other rules.
     fn retype(&mut self, index: &mut Index, device_type: &str, out: &mut Out<'_>) {
         self.device_type = index.word(device_type);
-        for cell in self.take_cells() {
+        let (mut cells, windows) = self.take_cells(index);
+        cells.retain(|cell| {
             let rule = index.rule(cell.rule);
-            match rule.device_type.as_deref().is_none_or(|t| *t == *self.device_type) {
-                true => drop(self.add_cell(index, cell.rule, Some((cell.watch, cell.is_counted)))),
-                false => self.leave(rule, &cell, out),
+            let is_on = rule.device_type.as_deref().is_none_or(|t| *t == *self.device_type);
+            if !is_on {
+                self.leave(rule, cell, out);
             }
-        }
+            is_on
+        });
+        self.add_kept(index, cells, &windows);
     }
 
     /// Takes the cells of unchanged rules over into another set of rules.
-    pub(super) fn adopt(&mut self, old: &Index, new: &Index, out: &mut Out<'_>) {
+    pub(super) fn adopt(&mut self, old: &Index, new: &mut Index, out: &mut Out<'_>) {
         let names = old.metric_names();
         for held in &mut self.held {
             let readings = std::mem::take(&mut held.readings);
@@ -393,20 +540,25 @@ impl Device {
                 .filter_map(|(metric, value)| Some((new.metric(names.get(metric as usize)?)?, value)));
             held.readings = renamed.collect();
         }
-        for cell in self.take_cells() {
-            match new.same_rule(old.rule(cell.rule)) {
-                Some(rule) => drop(self.add_cell(new, rule, Some((cell.watch, cell.is_counted)))),
-                None => self.leave(old.rule(cell.rule), &cell, out),
+        let (mut cells, windows) = self.take_cells(new);
+        cells.retain_mut(|cell| match new.same_rule(old.rule(cell.rule)) {
+            Some(rule) => {
+                cell.rule = rule;
+                true
             }
-        }
+            None => {
+                self.leave(old.rule(cell.rule), cell, out);
+                false
+            }
+        });
+        self.add_kept(new, cells, &windows);
     }
 
-    fn take_cells(&mut self) -> Vec<Cell> {
-        self.metrics.clear();
-        self.by_rule.clear();
-        self.feeds.clear();
-        self.next = Moment::NEVER;
-        std::mem::take(&mut self.cells)
+    fn take_cells(&mut self, index: &Index) -> (Vec<Cell>, SmallVec<[Fixed; 1]>) {
+        self.plan = index.plans.none().clone();
+        self.settled.clear();
+        (self.next, self.cells_next) = (Moment::NEVER, Moment::NEVER);
+        (std::mem::take(&mut self.cells), std::mem::take(&mut self.windows))
     }
 
     pub(super) fn group_key(&self, rule: &Rule) -> GroupKey {
@@ -461,7 +613,7 @@ impl Device {
     }
 
     fn said(&self, rule: &RuleWords, step: Step) -> AlertTransition {
-        let device = rule.subject.as_deref().unwrap_or(&self.name);
+        let device = rule.subject.as_deref().unwrap_or(self.name.as_str());
         let fingerprint = Fingerprint::of(&self.tenant, &rule.name, device);
         let id = match step.is_change {
             true => TransitionId::of_change(fingerprint, step.severity, step.at),
@@ -484,22 +636,33 @@ impl Device {
 
     /// Reads what the next record needs of the device itself, and nothing that has to be waited for.
     pub(super) fn touch(&self) -> u64 {
-        let clocks = self.newest.as_micros() ^ self.watermark.as_micros() ^ self.queued;
-        let lengths = self.held.len() ^ self.cells.len() ^ self.feeds.len() ^ self.metrics.len();
-        clocks as u64 ^ lengths as u64 ^ u64::from(self.name.as_bytes().first().copied().unwrap_or(0))
+        let places = self.windows.len() ^ self.held.len() ^ usize::from(self.is_changed);
+        self.hash ^ self.watermark.as_micros() as u64 ^ places as u64
     }
 
     /// Reads what it needs of what the device points to.
-    pub(super) fn touch_cells(&self) -> u64 {
+    pub(super) fn touch_more(&self) -> u64 {
         let time = |held: Option<&Held>| held.map_or(0, |held| held.time.as_micros() as u64);
-        let metric = u64::from(self.metrics.first().copied().unwrap_or(0));
-        let feed = u64::from(self.feeds.first().map_or(0, |(metric, ..)| *metric));
-        let cells = self.cells.iter().take(4).map(|cell| cell.watch.touch());
-        cells.fold(metric ^ feed ^ time(self.held.front()) ^ time(self.held.back()), |a, b| a ^ b)
+        let windows = self.windows.iter().take(4).map(Fixed::touch);
+        windows.fold(time(self.held.front()) ^ time(self.held.back()), |a, b| a ^ b)
     }
 
+    /// Panes and readings that windows keep.
     pub(super) fn kept(&self) -> usize {
-        self.cells.iter().map(|cell| cell.watch.kept()).sum()
+        let of_cells = self.cells.iter().map(|cell| cell.watch.kept());
+        of_cells.chain(self.windows.iter().map(Fixed::len)).sum()
+    }
+}
+
+/// When the next of these windows ends, if there is anything in it.
+fn end_of(window: &Fixed, of: Lengths) -> Moment {
+    Moment::new(window.next_end(of), Kind::Close)
+}
+
+fn sort_and_dedup(touched: &mut Touched) {
+    if touched.len() > 1 {
+        touched.sort_unstable();
+        touched.dedup();
     }
 }
 

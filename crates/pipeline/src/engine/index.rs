@@ -7,35 +7,32 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::{
-    rules::{Rule, RuleSet},
-    watch::Feed,
-};
+use super::{name::is_same, plan::Plans};
+use crate::rules::{Rule, RuleSet, Test};
 
 type Words<V> = HashMap<Box<str>, V, foldhash::fast::RandomState>;
 type Shared = Option<Arc<str>>;
+
+/// So many metrics are looked through one by one.
+const METRICS_FEW: usize = 4;
 
 /// Stands for every record, whatever is in it.
 pub(super) const ANY: u32 = 0;
 
 #[derive(Debug)]
 pub(super) struct Index {
-    rules: Vec<Indexed>,
+    rules: Vec<Arc<Rule>>,
     /// Metrics that some rule names, numbered; `ANY` is none of them.
     metrics: Words<u32>,
+    /// The same, if they are few.
+    few_metrics: Vec<(Box<str>, u32)>,
     by_key: HashMap<(u32, Shared, Shared), ByDevice, foldhash::fast::RandomState>,
     by_content: HashMap<u64, u32>,
     /// Tenants and device types, each kept once.
     words: HashSet<Arc<str>, foldhash::fast::RandomState>,
     has_any: bool,
     has_groups: bool,
-}
-
-#[derive(Debug)]
-struct Indexed {
-    rule: Arc<Rule>,
-    /// Where its metrics go.
-    feeds: Vec<(u32, Feed)>,
+    pub(super) plans: Plans,
 }
 
 /// The rules on one metric for one tenant and device type, or for all.
@@ -51,20 +48,20 @@ impl Index {
         let mut index = Self {
             rules: Vec::with_capacity(set.len()),
             metrics: Words::default(),
+            few_metrics: Vec::new(),
             by_key: HashMap::default(),
             by_content: HashMap::new(),
             words: HashSet::default(),
             has_any: false,
             has_groups: set.rules().iter().any(|rule| rule.group.is_some()),
+            plans: Plans::default(),
         };
         for (number, rule) in (0u32..).zip(set.rules()) {
             index.by_content.insert(rule.content_hash, number);
-            let feeds = index.feeds_of(rule);
+            let metrics = index.metrics_of(rule);
             let (tenant, device_type) = (rule.tenant.as_deref(), rule.device_type.as_deref());
             let (tenant, device_type) = (tenant.map(|w| index.word(w)), device_type.map(|w| index.word(w)));
             let devices = rule.devices.to_string();
-            let mut metrics: Vec<u32> = feeds.iter().map(|(metric, _)| *metric).collect();
-            metrics.dedup();
             for metric in metrics {
                 index.has_any |= metric == ANY;
                 let on_metric =
@@ -74,36 +71,41 @@ impl Index {
                     false => on_metric.exact.entry_ref(&*devices).or_default().push(number),
                 }
             }
-            index.rules.push(Indexed { rule: rule.clone(), feeds });
+            index.rules.push(rule.clone());
+        }
+        if index.metrics.len() <= METRICS_FEW {
+            index.few_metrics = index.metrics.iter().map(|(name, number)| (name.clone(), *number)).collect();
         }
         index
     }
 
-    /// Sorted by metric.
-    fn feeds_of(&mut self, rule: &Rule) -> Vec<(u32, Feed)> {
-        let mut feeds = Vec::new();
-        for (level, of) in (0u8..).zip(&rule.levels) {
-            for (test, of) in (0u8..).zip(&of.condition.tests) {
-                let is_window = of.is_window();
-                for (input, metric) in (0u8..).zip(of.inputs()) {
-                    let metric = metric.map_or(ANY, |name| {
-                        let fresh = self.metrics.len() as u32 + 1;
-                        *self.metrics.entry_ref(name).or_insert(fresh)
-                    });
-                    feeds.push((metric, Feed { level, test, input, is_window }));
-                }
+    /// Sorted.
+    fn metrics_of(&mut self, rule: &Rule) -> Vec<u32> {
+        let number = |input: Option<&str>| match input {
+            None => ANY,
+            Some(name) => {
+                let fresh = self.metrics.len() as u32 + 1;
+                *self.metrics.entry_ref(name).or_insert(fresh)
             }
-        }
-        feeds.sort_by_key(|(metric, _)| *metric);
-        feeds
+        };
+        let mut metrics: Vec<u32> = rule.inputs().map(number).collect();
+        metrics.sort_unstable();
+        metrics.dedup();
+        metrics
+    }
+
+    /// The metrics whose readings a test wants, in order.
+    pub(super) fn inputs(&self, test: &Test) -> Vec<u32> {
+        let number = |input: Option<&str>| input.map_or(Some(ANY), |name| self.metric(name));
+        test.inputs().into_iter().filter_map(number).collect()
     }
 
     pub(super) fn rule(&self, number: u32) -> &Rule {
-        &self.rules[number as usize].rule
+        &self.rules[number as usize]
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&Rule> {
-        self.rules.get(number as usize).map(|indexed| &*indexed.rule)
+        self.rules.get(number as usize).map(|rule| &**rule)
     }
 
     /// Whether some rule is over a group.
@@ -111,13 +113,14 @@ impl Index {
         self.has_groups
     }
 
-    pub(super) fn feeds(&self, number: u32) -> &[(u32, Feed)] {
-        &self.rules[number as usize].feeds
-    }
-
     /// The number of a metric that some rule names.
     pub(super) fn metric(&self, name: &str) -> Option<u32> {
-        self.metrics.get(name).copied()
+        if self.metrics.len() > METRICS_FEW {
+            return self.metrics.get(name).copied();
+        }
+        // A hash costs more than to look at a few.
+        let is_it = |(of, _): &&(Box<str>, u32)| is_same(of.as_bytes(), name.as_bytes());
+        self.few_metrics.iter().find(is_it).map(|(_, number)| *number)
     }
 
     /// Whether some rule looks at every record.

@@ -15,13 +15,13 @@ use smallvec::SmallVec;
 use super::{
     Account, Changed, Due, Engine, Limits,
     clock::DeviceClock,
-    device::{Device, Held, NOT_DUE, RuleWords},
+    device::{Cell, Device, Held, NOT_DUE, RuleWords},
     groups::{Groups, GroupsState},
 };
 use crate::{
     copies::device_hash,
     rules::{RuleSet, Scalar},
-    watch::Watch,
+    watch::{Fixed, Watch},
 };
 
 /// The whole of an engine's knowledge but for the copies, which are read from the journal again.
@@ -62,6 +62,8 @@ struct DeviceState {
     queued: i64,
     /// Metrics are words.
     held: Vec<(Timestamp, Vec<(u32, Scalar)>)>,
+    /// Cells name them by number.
+    windows: Vec<Fixed>,
     cells: Vec<(u32, Watch)>,
 }
 
@@ -104,7 +106,7 @@ impl Engine {
         let gone = gone.iter().map(|(tenant, name)| (word(tenant), name.clone())).collect();
         let devices = of.map(|d| DeviceState {
             tenant: word(&d.tenant),
-            name: d.name.clone(),
+            name: d.name.as_str().into(),
             device_type: word(&d.device_type),
             clock: d.clock,
             newest: d.newest,
@@ -121,6 +123,7 @@ impl Engine {
                     (held.time, held.readings.iter().map(named).collect())
                 })
                 .collect(),
+            windows: d.windows.to_vec(),
             cells: d
                 .cells
                 .iter()
@@ -197,14 +200,12 @@ impl Engine {
     ) -> Option<()> {
         let device_type = self.index.word(of.words.get(kept.device_type as usize)?);
         let hash = device_hash(&tenant, &kept.name);
-        let mut device = Device {
-            clock: kept.clock,
-            newest: kept.newest,
-            newest_received_at: kept.newest_received_at,
-            watermark: kept.watermark,
-            queued: kept.queued,
-            ..Device::new(hash, tenant, &kept.name, device_type, kept.heard_at)
-        };
+        let mut device = Device::new(&self.index, hash, tenant, &kept.name, device_type, kept.heard_at);
+        device.clock = kept.clock;
+        device.newest = kept.newest;
+        device.newest_received_at = kept.newest_received_at;
+        device.watermark = kept.watermark;
+        device.queued = kept.queued;
         for (time, readings) in kept.held {
             let mut named = SmallVec::new();
             for (word, value) in readings {
@@ -213,22 +214,26 @@ impl Engine {
             }
             device.held.push_back(Held { time, readings: named });
         }
+        let mut cells = Vec::with_capacity(kept.cells.len());
         for (rule, watch) in kept.cells {
-            let kept = of.rules.get(rule as usize)?;
-            match self.index.by_content(kept.content_hash) {
-                Some(rule) if watch.is_of(self.index.rule(rule)) => {
+            let kept_rule = of.rules.get(rule as usize)?;
+            match self.index.by_content(kept_rule.content_hash) {
+                Some(number) => {
+                    let (rule, windows) = (self.index.rule(number), kept.windows.len());
+                    if !watch.is_of(rule) || watch.windows().any(|window| window as usize >= windows) {
+                        return None;
+                    }
                     let holds = watch.is_firing();
-                    device.add_cell(&self.index, rule, Some((watch, holds)));
-                    let rule = self.index.rule(rule);
                     if rule.group.is_some() {
                         self.groups.recount(device.group_key(rule), holds);
                     }
+                    cells.push(Cell::new(number, watch, holds));
                 }
-                Some(_) => return None,
-                None if kept.is_over_a_group => {}
-                None => device.say_forgotten(&kept.said, &watch, out),
+                None if kept_rule.is_over_a_group => {}
+                None => device.say_forgotten(&kept_rule.said, &watch, out),
             }
         }
+        device.add_kept(&mut self.index, cells, &kept.windows);
         let queued = kept.queued;
         let slot = self.place(device);
         if queued != NOT_DUE {

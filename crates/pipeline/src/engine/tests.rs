@@ -380,9 +380,9 @@ fn what_breaks_on_a_record_costs_its_device_only() {
     let story = told("a: 0s 1 | b: 0s 1 | a: 1s 1");
     engine.evaluate(&without_time(&story[0]), Offset(0), &mut out);
     engine.evaluate(&without_time(&story[1]), Offset(1), &mut out);
-    // A cell that names no rule: what a bug would leave behind.
+    // A rule without its window: what a bug would leave behind.
     let slot = engine.find("default", "a", device_hash("default", "a")).unwrap();
-    engine.devices[slot as usize].as_mut().unwrap().cells[0].rule = 77;
+    engine.devices[slot as usize].as_mut().unwrap().windows.clear();
     assert_eq!(engine.evaluate(&without_time(&story[2]), Offset(2), &mut out), Fate::Failed);
     assert_eq!(engine.device_count(), 1);
     assert_eq!(engine.evaluate(&without_time(&story[2]), Offset(3), &mut out), Fate::Evaluated);
@@ -764,6 +764,101 @@ fn a_rule_counts_in_its_hours_only() {
         until = "26h""#,
         expect!["3600s firing Warning | 39600s resolved Warning | 90000s firing Warning"],
     );
+}
+
+#[test]
+fn the_end_of_a_window_is_not_missed_beside_a_longer_wait() {
+    check_rule(
+        r#"when = "no data for 1h"
+        severity = "info"
+        [[rule.level]]
+        when = "max(temperature) over 10s > 90"
+        severity = "critical"
+        [[rule.test]]
+        name = "t"
+        readings = "0s temperature=95 | 5s temperature=95 | 12s temperature=20 | 14s temperature=20 | 31s temperature=20""#,
+        expect!["10s firing Critical | 20s resolved Critical"],
+    );
+    check_rule(
+        r#"when = "no data for 1h"
+        severity = "info"
+        [[rule.level]]
+        when = "count(temperature) over session 10s >= 2"
+        severity = "critical"
+        [[rule.test]]
+        name = "t"
+        readings = "0s temperature=1 | 5s temperature=1 | 20s temperature=1 | 40s temperature=1""#,
+        expect!["15s firing Critical | 30s resolved Critical"],
+    );
+}
+
+#[test]
+fn rules_over_the_same_window_share_it_until_one_comes_later() {
+    let rule = |name: &str, aggregate: &str| {
+        format!("[[rule]]\nname = \"{name}\"\nwhen = \"{aggregate}(temperature) over 1m > 2\"\n")
+    };
+    let set = |text: String| RuleSet::parse(&text, "r.toml").unwrap();
+    let two = set(rule("most", "max") + &rule("sum", "sum"));
+    let three = set(rule("most", "max") + &rule("count", "count") + &rule("sum", "sum"));
+    let story = told("0s 1 | 10s 2 | 20s 2 | 60s 0");
+    for restart in [false, true] {
+        let (mut engine, mut out) = (Engine::new(limits(), &two), Vec::new());
+        engine.evaluate(&record(&story[0]), Offset(0), &mut out);
+        assert_eq!(engine.window_count(), 1);
+        match restart {
+            true => engine = restarted(&engine, &limits(), &three, &mut out),
+            false => engine.reload(&three, &mut out),
+        }
+        for (told, n) in story[1..].iter().zip(1..) {
+            engine.evaluate(&record(told), Offset(n), &mut out);
+        }
+        // What came before it, the rule that is new has not seen.
+        let said: Vec<_> = out.iter().map(|t| format!("{} {}", t.rule, t.value)).collect();
+        assert_eq!(said, ["sum 5"]);
+        assert_eq!(engine.window_count(), 2);
+    }
+}
+
+proptest! {
+    #[test]
+    fn rules_together_say_what_each_says_alone(
+        readings in prop::collection::vec((0u8..4, 0u32..30, 60f64..100.0), 1..120),
+        cuts in prop::collection::vec(0usize..120, 0..4),
+        chosen in prop::sample::subsequence(vec![
+            "temperature > 80",
+            "temperature > 80 for 20s, clear below 75",
+            "not temperature > 85",
+            "avg(temperature) over 20s > 80, clear below 78",
+            "max(temperature) over 20s > 90",
+            "max(temperature) over 20s > 90 for 1m",
+            "count(temperature) over 20s > 2 or temperature > 95",
+            "min(temperature) over 1m every 20s < 70",
+            "change(temperature) over 1m every 20s > 0 for 1m",
+            "not avg(temperature) over 20s > 80",
+            "no data for 30s",
+        ], 2..8),
+    ) {
+        let mut now = 1_000.0;
+        let end = (0..4).map(|device| (device, 1_000, 75.0));
+        let story: Vec<_> = readings.into_iter().chain(end).map(|(device, step, value)| {
+            now += f64::from(step);
+            Told { device: format!("d{device}"), time: now, received: now, value }
+        }).collect();
+        let text = |n: usize, when: &str| format!("[[rule]]\nname = \"r{n}\"\nwhen = \"{when}\"\n");
+        let each: Vec<_> = chosen.iter().enumerate().map(|(n, when)| text(n, when)).collect();
+        let set = |text: &str| RuleSet::parse(text, "r.toml").unwrap();
+        // When something is noticed, and so the order of devices, may be another.
+        let by_device = |mut said: Vec<AlertTransition>| {
+            said.sort_by(|a, b| a.device.cmp(&b.device));
+            said
+        };
+        let together = by_device(run(&limits(), &set(&each.concat()), &story, &cuts));
+        for (n, rule) in each.iter().enumerate() {
+            let name = format!("r{n}");
+            let of_rule: Vec<_> = together.iter().filter(|t| t.rule == name).cloned().collect();
+            prop_assert_eq!(of_rule, by_device(run(&limits(), &set(rule), &story, &[])));
+        }
+    }
 }
 
 /// Records of one device, in the order of time, and an order of arrival in which none is overtaken by one that is

@@ -20,10 +20,14 @@ impl Scalar {
         }
     }
 
-    /// What comparisons see; `None` for texts and for what no finite number is.
     pub fn number(&self) -> Option<f64> {
-        self.borrowed().as_number().filter(|v| v.is_finite())
+        number(self.borrowed())
     }
+}
+
+/// What comparisons see; `None` for texts and for what no finite number is.
+pub(crate) fn number(value: ValueRef<'_>) -> Option<f64> {
+    value.as_number().filter(|v| v.is_finite())
 }
 
 impl From<ValueRef<'_>> for Scalar {

@@ -3,6 +3,8 @@
 use dunlin_model::AlertPhase;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Threshold;
+
 /// Where a condition stands on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum Phase {
@@ -25,6 +27,15 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
+    /// What a comparison says of a value.
+    pub(crate) fn of(threshold: &Threshold, value: f64) -> Self {
+        match () {
+            () if threshold.holds(value) => Self::Holds,
+            () if threshold.clears(value) => Self::Clear,
+            () => Self::Between,
+        }
+    }
+
     pub(crate) fn negated(self) -> Self {
         match self {
             Self::Holds => Self::Clear,

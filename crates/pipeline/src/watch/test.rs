@@ -1,14 +1,14 @@
 //! What one test of a condition knows of one device.
 
-use dunlin_model::Timestamp;
+use dunlin_model::{Timestamp, ValueRef};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Kind, Moment, Stretch,
+    Ends, Fixed, Kind, Lengths, Moment, Stretch,
     phase::Verdict,
-    window::{Fixed, Session, Sliding},
+    window::{Session, Sliding},
 };
-use crate::rules::{Over, Scalar, Subject, Test, Threshold, fence::Position};
+use crate::rules::{Over, Scalar, Subject, Test, Threshold, fence::Position, number};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TestState {
@@ -22,7 +22,8 @@ pub(crate) struct TestState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Memory {
     Nothing,
-    Fixed(Box<Fixed>),
+    /// The readings are in the device's window of this number.
+    Window(u32),
     Sliding(Box<Sliding>),
     Session(Box<Session>),
     /// The reading before.
@@ -38,12 +39,13 @@ enum Memory {
 }
 
 impl TestState {
-    pub(super) fn new(test: &Test) -> Self {
+    /// `window`: the number of the device's window that it reads, where it reads one.
+    pub(super) fn new(test: &Test, window: u32) -> Self {
         let memory = match test {
             Test::Compare { subject: Subject::Reading { .. }, .. } => Memory::Nothing,
             Test::Compare { subject: Subject::Rate { .. }, .. } => Memory::Before(None),
             Test::Compare { subject: Subject::Window { over, .. }, .. } => match over {
-                Over::Fixed { .. } => Memory::Fixed(Box::default()),
+                Over::Fixed { .. } => Memory::Window(window),
                 Over::Sliding { .. } => Memory::Sliding(Box::default()),
                 Over::Session { .. } => Memory::Session(Box::default()),
             },
@@ -59,7 +61,7 @@ impl TestState {
 
     /// Whether it can have been made for this test.
     pub(super) fn is_of(&self, test: &Test) -> bool {
-        let fresh = Self::new(test);
+        let fresh = Self::new(test, 0);
         std::mem::discriminant(&self.memory) == std::mem::discriminant(&fresh.memory)
             && match (&self.memory, &fresh.memory) {
                 (Memory::Last(kept), Memory::Last(fresh)) => kept.len() == fresh.len(),
@@ -67,17 +69,24 @@ impl TestState {
             }
     }
 
-    pub(super) fn touch(&self) -> u64 {
-        match &self.memory {
-            Memory::Fixed(windows) => windows.touch(),
-            _ => self.value.to_bits(),
+    /// The number of the device's window that it reads.
+    pub(super) fn window(&self) -> Option<u32> {
+        match self.memory {
+            Memory::Window(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    pub(super) fn window_mut(&mut self) -> Option<&mut u32> {
+        match &mut self.memory {
+            Memory::Window(number) => Some(number),
+            _ => None,
         }
     }
 
     /// Panes and readings that it keeps.
     pub(super) fn kept(&self) -> usize {
         match &self.memory {
-            Memory::Fixed(windows) => windows.len(),
             Memory::Sliding(window) => window.len(),
             Memory::Session(session) => session.len(),
             _ => 0,
@@ -91,12 +100,12 @@ impl TestState {
         test: &Test,
         input: usize,
         time: Timestamp,
-        value: Option<&Scalar>,
+        value: Option<ValueRef<'_>>,
     ) -> Option<Stretch> {
         let at = Some(Stretch::at(time));
         match (test, &mut self.memory) {
             (Test::Compare { subject, threshold }, memory) => {
-                let value = value?.number()?;
+                let value = number(value?)?;
                 let compared = match (subject, memory) {
                     (Subject::Reading { .. }, _) => value,
                     (Subject::Rate { per, .. }, Memory::Before(before)) => {
@@ -111,12 +120,8 @@ impl TestState {
                         (Over::Sliding { size }, Memory::Sliding(window)) => {
                             window.add(*size, *aggregate, time, value)
                         }
-                        (Over::Fixed { every, .. }, Memory::Fixed(windows)) => {
-                            windows.add(*every, *aggregate, time, value);
-                            return None;
-                        }
                         (_, Memory::Session(session)) => {
-                            session.add(*aggregate, time, value);
+                            session.add(time, value);
                             return None;
                         }
                         _ => return None,
@@ -134,9 +139,9 @@ impl TestState {
             (Test::Stuck { after, .. }, Memory::Same(same)) => {
                 let value = value?;
                 let since = match same {
-                    Some((is, since)) if is == value => *since,
+                    Some((is, since)) if is.borrowed() == value => *since,
                     _ => {
-                        *same = Some((value.clone(), time));
+                        *same = Some((value.into(), time));
                         time
                     }
                 };
@@ -147,7 +152,7 @@ impl TestState {
             }
             (Test::Fence { .. } | Test::Expression(_), Memory::Last(last)) => {
                 if let (Some(last), Some(value)) = (last.get_mut(input), value) {
-                    *last = Some(value.clone());
+                    *last = Some(value.into());
                 }
                 at
             }
@@ -189,18 +194,17 @@ impl TestState {
         }
     }
 
-    /// When it next has something to say without a reading. `is_awaited`: somebody waits for what it says, so that
-    /// silence counts too.
-    pub(super) fn next(&self, test: &Test, is_awaited: bool) -> Moment {
+    /// When it next has something to say without a reading, and without the end of a window of the device that has
+    /// something in it. `is_awaited`: somebody waits for what it says, so that silence counts too.
+    pub(super) fn next(&self, test: &Test, is_awaited: bool, windows: &[Fixed]) -> Moment {
         let close = |end: Option<Timestamp>| Moment::new(end, Kind::Close);
         match (test, &self.memory) {
             (Test::Compare { subject: Subject::Window { over, .. }, .. }, memory) => match (over, memory) {
-                (Over::Fixed { every, .. }, Memory::Fixed(windows)) => match windows.next_end(*every) {
-                    None if is_awaited && self.verdict != Verdict::Unknown => {
-                        close(windows.following_end(*every))
-                    }
-                    end => close(end),
-                },
+                (Over::Fixed { size, every }, Memory::Window(window))
+                    if is_awaited && self.verdict != Verdict::Unknown =>
+                {
+                    close(windows[*window as usize].empty_end(Lengths::new(*size, *every)))
+                }
                 (Over::Session { gap }, Memory::Session(session)) => close(session.next_end(*gap)),
                 _ => Moment::NEVER,
             },
@@ -214,21 +218,20 @@ impl TestState {
         }
     }
 
-    /// At the moment that `next` named: the stretch of time about which it now says something.
-    pub(super) fn pass(&mut self, test: &Test, moment: Moment) -> Option<Stretch> {
+    /// At the moment that `next` named, or that a window of the device ended: the stretch of time about which it now
+    /// says something.
+    pub(super) fn pass(&mut self, test: &Test, moment: Moment, ends: Ends<'_>) -> Option<Stretch> {
         match (test, &mut self.memory) {
             (Test::Compare { subject: Subject::Window { aggregate, over, .. }, threshold }, memory) => {
-                let closed = match (over, memory) {
-                    (Over::Fixed { size, every }, Memory::Fixed(windows)) => {
-                        windows.close(*size, *every, *aggregate)
-                    }
-                    (Over::Session { gap }, Memory::Session(session)) => session.close(*gap, *aggregate),
+                let ended = match (over, memory) {
+                    (_, Memory::Window(window)) => ends.of(*window),
+                    (Over::Session { gap }, Memory::Session(session)) => session.close(*gap),
                     _ => return None,
                 };
-                match closed {
-                    Some((stretch, value)) => {
-                        self.compare(threshold, value);
-                        Some(stretch)
+                match ended {
+                    Some(ended) => {
+                        self.compare(threshold, ended.totals.result(*aggregate));
+                        Some(ended.stretch)
                     }
                     // An empty window: what the last one said is no longer known.
                     None => {
@@ -251,11 +254,6 @@ impl TestState {
     }
 
     fn compare(&mut self, threshold: &Threshold, value: f64) {
-        self.value = value;
-        self.verdict = match () {
-            () if threshold.holds(value) => Verdict::Holds,
-            () if threshold.clears(value) => Verdict::Clear,
-            () => Verdict::Between,
-        };
+        (self.value, self.verdict) = (value, Verdict::of(threshold, value));
     }
 }

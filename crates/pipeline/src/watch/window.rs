@@ -12,59 +12,89 @@ use crate::rules::Aggregate;
 /// Readings that a sliding window keeps; of more, the newest.
 const SLIDING_READINGS_MAX: usize = 4_096;
 
-/// What readings amount to. As many numbers as the aggregates need, and no more.
+/// What readings amount to, for every aggregate: rules that differ in nothing else share a window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Pane {
-    start: Timestamp,
+pub(crate) struct Totals {
     count: u64,
-    /// Sum, least, first or last value, as the aggregate asks.
-    value: f64,
-    /// Greatest or last value, of the aggregates that need two.
-    other: f64,
+    sum: f64,
+    least: f64,
+    greatest: f64,
+    first: f64,
+    last: f64,
 }
 
-impl Pane {
-    fn new(start: Timestamp, value: f64) -> Self {
-        Self { start, count: 1, value, other: value }
+impl Totals {
+    fn new(value: f64) -> Self {
+        Self { count: 1, sum: value, least: value, greatest: value, first: value, last: value }
     }
 
     /// Takes in what comes later.
-    fn take_in(&mut self, later: &Self, aggregate: Aggregate) {
+    fn take_in(&mut self, later: &Self) {
         self.count += later.count;
-        match aggregate {
-            // Held within the finite: beyond it a sum would end as NaN, about which nothing can be said.
-            Aggregate::Avg | Aggregate::Sum => {
-                self.value = (self.value + later.value).clamp(f64::MIN, f64::MAX)
-            }
-            Aggregate::Min => self.value = self.value.min(later.value),
-            Aggregate::Max => self.value = self.value.max(later.value),
-            Aggregate::Last => self.value = later.value,
-            Aggregate::First | Aggregate::Count => {}
-            Aggregate::Range => {
-                self.value = self.value.min(later.value);
-                self.other = self.other.max(later.other);
-            }
-            Aggregate::Change => self.other = later.other,
-        }
+        // Held within the finite: beyond it a sum would end as NaN, about which nothing can be said.
+        self.sum = (self.sum + later.sum).clamp(f64::MIN, f64::MAX);
+        self.least = self.least.min(later.least);
+        self.greatest = self.greatest.max(later.greatest);
+        self.last = later.last;
     }
 
-    fn result(&self, aggregate: Aggregate) -> f64 {
+    pub(crate) fn result(&self, aggregate: Aggregate) -> f64 {
         match aggregate {
-            Aggregate::Avg => self.value / self.count as f64,
+            Aggregate::Avg => self.sum / self.count as f64,
             Aggregate::Count => self.count as f64,
-            Aggregate::Range | Aggregate::Change => (self.other - self.value).clamp(f64::MIN, f64::MAX),
-            Aggregate::Sum | Aggregate::Min | Aggregate::Max | Aggregate::First | Aggregate::Last => {
-                self.value
-            }
+            Aggregate::Sum => self.sum,
+            Aggregate::Min => self.least,
+            Aggregate::Max => self.greatest,
+            Aggregate::First => self.first,
+            Aggregate::Last => self.last,
+            Aggregate::Range => (self.greatest - self.least).clamp(f64::MIN, f64::MAX),
+            Aggregate::Change => (self.last - self.first).clamp(f64::MIN, f64::MAX),
         }
     }
+}
+
+/// How long windows aligned to 1970 are, and from the start of one to that of the next, in microseconds: they are added
+/// for every reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Lengths {
+    size: i64,
+    every: i64,
+}
+
+impl Lengths {
+    pub(crate) fn new(size: Duration, every: Duration) -> Self {
+        let micros = |length: Duration| i64::try_from(length.as_micros()).unwrap_or(i64::MAX).max(1);
+        Self { size: micros(size), every: micros(every) }
+    }
+
+    /// The start of the next one.
+    fn after(self, start: Timestamp) -> Timestamp {
+        Timestamp::from_micros(start.as_micros().saturating_add(self.every))
+    }
+
+    fn start_of(self, time: Timestamp) -> Timestamp {
+        Timestamp::from_micros(time.as_micros().div_euclid(self.every).saturating_mul(self.every))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Pane {
+    start: Timestamp,
+    totals: Totals,
+}
+
+/// A window that has ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Ended {
+    pub(crate) stretch: Stretch,
+    pub(crate) totals: Totals,
 }
 
 /// Windows aligned to 1970. Gathered in panes as long as the step of the window; a window is made of the panes it
 /// covers, so that hopping windows keep every reading once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fixed {
-    panes: SmallVec<[Pane; 2]>,
+    panes: SmallVec<[Pane; 1]>,
     /// The end of the last window that was closed.
     closed: Timestamp,
 }
@@ -76,58 +106,55 @@ impl Default for Fixed {
 }
 
 impl Fixed {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.panes.len()
     }
 
-    pub(super) fn touch(&self) -> u64 {
-        self.closed.as_micros() as u64 ^ self.panes.last().map_or(0, |last| last.count)
+    /// Reads what the next reading needs.
+    pub(crate) fn touch(&self) -> u64 {
+        self.closed.as_micros() as u64 ^ self.panes.last().map_or(0, |last| last.totals.count)
     }
 
-    pub(super) fn add(&mut self, every: Duration, aggregate: Aggregate, time: Timestamp, value: f64) {
+    /// True if it was empty.
+    #[inline]
+    pub(crate) fn add(&mut self, of: Lengths, time: Timestamp, value: f64) -> bool {
+        let totals = Totals::new(value);
         // Readings come in order, so most belong into the last pane; a division costs more than the rest.
         if let Some(last) = self.panes.last_mut()
-            && time < last.start + every
+            && time < of.after(last.start)
         {
-            return last.take_in(&Pane::new(last.start, value), aggregate);
+            last.totals.take_in(&totals);
+            return false;
         }
-        self.panes.push(Pane::new(time.window_start(every), value));
+        self.panes.push(Pane { start: of.start_of(time), totals });
+        self.panes.len() == 1
     }
 
     /// The end of the next window to close, if there is anything in it.
-    pub(super) fn next_end(&self, every: Duration) -> Option<Timestamp> {
-        self.panes.first().map(|first| (first.start + every).max(self.closed + every))
+    pub(crate) fn next_end(&self, of: Lengths) -> Option<Timestamp> {
+        self.panes.first().map(|first| of.after(first.start.max(self.closed)))
     }
 
-    /// The end of the window after the last one that was closed, if there was one.
-    pub(super) fn following_end(&self, every: Duration) -> Option<Timestamp> {
-        (self.closed != Timestamp::MIN).then(|| self.closed + every)
+    /// The end of the window after the last one that was closed, if there was one and nothing came since.
+    pub(crate) fn empty_end(&self, of: Lengths) -> Option<Timestamp> {
+        (self.panes.is_empty() && self.closed != Timestamp::MIN).then(|| of.after(self.closed))
     }
 
-    /// Closes the next window: its stretch of time and its value.
-    pub(super) fn close(
-        &mut self,
-        size: Duration,
-        every: Duration,
-        aggregate: Aggregate,
-    ) -> Option<(Stretch, f64)> {
-        let end = self.next_end(every)?;
-        let start = end - size;
-        let mut whole: Option<Pane> = None;
-        for pane in self.panes.iter().take_while(|p| p.start < end) {
-            match &mut whole {
-                None => whole = Some(*pane),
-                Some(whole) => whole.take_in(pane, aggregate),
-            }
-        }
+    /// Closes the next window, if there is anything in it.
+    pub(crate) fn close(&mut self, of: Lengths) -> Option<Ended> {
+        let end = self.next_end(of)?;
+        let start = Timestamp::from_micros(end.as_micros().saturating_sub(of.size));
+        let mut covered = self.panes.iter().take_while(|p| p.start < end);
+        let mut totals = covered.next()?.totals;
+        covered.for_each(|pane| totals.take_in(&pane.totals));
         self.closed = end;
-        let still_needed = start + every;
+        let still_needed = of.after(start);
         let done = self.panes.iter().take_while(|p| p.start < still_needed).count();
         self.panes.drain(..done);
-        if self.panes.is_empty() {
+        if self.panes.is_empty() && self.panes.spilled() {
             self.panes.shrink_to_fit();
         }
-        whole.map(|whole| (Stretch { start, end }, whole.result(aggregate)))
+        Some(Ended { stretch: Stretch { start, end }, totals })
     }
 }
 
@@ -146,10 +173,10 @@ impl Sliding {
             self.0.pop_front();
         }
         self.0.push_back((time, value));
-        let mut panes = self.0.iter().map(|(time, value)| Pane::new(*time, *value));
-        let Some(mut whole) = panes.next() else { return value };
-        panes.for_each(|pane| whole.take_in(&pane, aggregate));
-        whole.result(aggregate)
+        let mut values = self.0.iter().map(|(_, value)| Totals::new(*value));
+        let Some(mut totals) = values.next() else { return value };
+        values.for_each(|value| totals.take_in(&value));
+        totals.result(aggregate)
     }
 }
 
@@ -162,14 +189,14 @@ impl Session {
         usize::from(self.0.is_some())
     }
 
-    pub(super) fn add(&mut self, aggregate: Aggregate, time: Timestamp, value: f64) {
-        let one = Pane::new(time, value);
+    pub(super) fn add(&mut self, time: Timestamp, value: f64) {
+        let totals = Totals::new(value);
         match &mut self.0 {
             Some((whole, last)) => {
-                whole.take_in(&one, aggregate);
+                whole.totals.take_in(&totals);
                 *last = time;
             }
-            None => self.0 = Some((one, time)),
+            None => self.0 = Some((Pane { start: time, totals }, time)),
         }
     }
 
@@ -177,8 +204,8 @@ impl Session {
         self.0.as_ref().map(|(_, last)| *last + gap)
     }
 
-    pub(super) fn close(&mut self, gap: Duration, aggregate: Aggregate) -> Option<(Stretch, f64)> {
+    pub(super) fn close(&mut self, gap: Duration) -> Option<Ended> {
         let (whole, last) = self.0.take()?;
-        Some((Stretch { start: whole.start, end: last + gap }, whole.result(aggregate)))
+        Some(Ended { stretch: Stretch { start: whole.start, end: last + gap }, totals: whole.totals })
     }
 }
