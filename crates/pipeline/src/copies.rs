@@ -103,11 +103,20 @@ impl RecentIds {
 
     /// Whether the record at `offset` is a copy; remembers it. Offsets must grow. `device_hash` stands for tenant
     /// and device.
+    #[inline]
     pub fn observe(&mut self, record: &Record<'_>, device_hash: u64, offset: Offset) -> bool {
         let has_own_time = record.time_source == TimeSource::Device;
-        if record.message_id == MessageId::None && !has_own_time {
-            return false;
-        }
+        (record.message_id != MessageId::None || has_own_time)
+            && self.observe_id(record, has_own_time, device_hash, offset)
+    }
+
+    fn observe_id(
+        &mut self,
+        record: &Record<'_>,
+        has_own_time: bool,
+        device_hash: u64,
+        offset: Offset,
+    ) -> bool {
         let stretch = self.stretch_of(offset);
         let now = Sighting::new(stretch, record.received_at.as_micros());
         let within = |ticks_max| move |before: &Sighting| now.ticks_since(*before) <= ticks_max;

@@ -209,11 +209,18 @@ impl Changed {
     }
 }
 
-/// Where a device is kept. The hash of its name stands here as well, so that to find it reads nothing of it.
+/// Where a device is kept. A part of the hash of its name stands here as well, so that to find it reads nothing of any
+/// other.
 #[derive(Debug, Clone, Copy)]
 struct Named {
-    hash: u64,
+    tag: u32,
     slot: u32,
+}
+
+impl Named {
+    fn may_be(self, hash: u64) -> bool {
+        self.tag == hash as u32
+    }
 }
 
 /// Where the devices of the next records were found. It may be outdated, so that whoever goes by it looks at the name.
@@ -282,7 +289,7 @@ impl Engine {
         let hashes = records.take(BLOCK).map(|record| device_hash(record.tenant, record.device));
         let hashes: SmallVec<[u64; BLOCK]> = hashes.collect();
         for hash in hashes {
-            self.ahead.slots.push(self.by_name.find(hash, |of| of.hash == hash).map(|of| of.slot));
+            self.ahead.slots.push(self.by_name.find(hash, |of| of.may_be(hash)).map(|of| of.slot));
         }
         let slots = || self.ahead.slots.iter().flatten();
         let devices = || slots().filter_map(|slot| self.devices[*slot as usize].as_ref());
@@ -466,7 +473,7 @@ impl Engine {
 
     fn find(&self, tenant: &str, name: &str, hash: u64) -> Option<u32> {
         let is_it = |of: &Named| {
-            of.hash == hash && self.devices[of.slot as usize].as_ref().is_some_and(|d| d.is(tenant, name))
+            of.may_be(hash) && self.devices[of.slot as usize].as_ref().is_some_and(|d| d.is(tenant, name))
         };
         self.by_name.find(hash, is_it).map(|of| of.slot)
     }
@@ -492,7 +499,9 @@ impl Engine {
                 (self.devices.len() - 1) as u32
             }
         };
-        self.by_name.insert_unique(hash, Named { hash, slot }, |of| of.hash);
+        let (devices, named) = (&self.devices, Named { tag: hash as u32, slot });
+        self.by_name
+            .insert_unique(hash, named, |of| devices[of.slot as usize].as_ref().map_or(0, |d| d.hash));
         self.by_silence.push(Reverse((heard_at, hash, slot)));
         self.tidy();
         slot
@@ -535,6 +544,7 @@ impl Engine {
         }
     }
 
+    #[inline]
     fn run_due(&mut self, out: &mut Vec<AlertTransition>) {
         // Step by step over all devices: what is counted together is counted at one time.
         let now = step_of(self.newest_received);

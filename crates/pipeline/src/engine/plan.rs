@@ -160,13 +160,16 @@ fn single(rule: &Rule) -> Option<Threshold> {
     }
 }
 
+/// The address of a plan, which is kept, and what was added to it.
+type Step = (usize, Box<[u32]>);
+
 /// Plans that were made before, so that devices with the same rules share one.
 #[derive(Debug, Default)]
 pub(super) struct Plans {
     /// Of a device without rules.
     none: Arc<Plan>,
-    /// By the address of the plan, which is kept here, and what was added to it.
-    steps: HashMap<(usize, Box<[u32]>), [Arc<Plan>; 2], foldhash::fast::RandomState>,
+    /// From which plan to which.
+    steps: HashMap<Step, [Arc<Plan>; 2], foldhash::fast::RandomState>,
 }
 
 impl Plans {
