@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 
 use crate::{
     change::{Change, NotAChange, Publication},
+    gateways::{GatewayNumber, Gateways, Me, Wanted},
     message::Message,
     session::{Session, SessionId, SessionKey, State, Will, after},
     tenant::{Limits, Tenant},
@@ -18,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Broker {
     limits: Limits,
+    me: Me,
     tenants: RwLock<HashMap<Box<str>, Arc<Tenant>>>,
     partitions: Vec<Mutex<Partition>>,
 }
@@ -27,6 +29,38 @@ pub struct Broker {
 pub(crate) struct Partition {
     pub(crate) sessions: BTreeMap<SessionId, (Arc<Tenant>, Arc<Session>)>,
     deadlines: BTreeSet<(Timestamp, SessionId, Due)>,
+    pub(crate) gateways: Gateways,
+}
+
+/// What a change means to the gateway that has applied it, beyond the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    Nothing,
+    /// Other gateways have to know of it before it holds: somebody has subscribed.
+    Subscribed,
+    /// The connection has the client id from here on.
+    Seated {
+        key: SessionKey,
+        connection: u64,
+    },
+    /// The connection wants the client id.
+    Claimed {
+        key: SessionKey,
+        connection: u64,
+    },
+    /// The session of a client may be opened elsewhere.
+    Closed,
+    Heard {
+        gateway: GatewayNumber,
+        sent: u64,
+    },
+    Joined(GatewayNumber),
+    Gone(GatewayNumber),
+    Revoked {
+        tenant: Box<str>,
+        device: Box<str>,
+        is_disabled: bool,
+    },
 }
 
 /// What time does to a session whose client is away.
@@ -52,7 +86,37 @@ pub struct Counts {
 impl Broker {
     pub fn new(partitions: u16, limits: Limits) -> Self {
         let partitions = (0..partitions.max(1)).map(|_| Mutex::default()).collect();
-        Self { limits, tenants: RwLock::default(), partitions }
+        Self { limits, me: Me::default(), tenants: RwLock::default(), partitions }
+    }
+
+    /// The number that the next gateway may join a partition with.
+    pub fn next_gateway(&self, partition: u16) -> GatewayNumber {
+        self.partition(partition).gateways.next_number()
+    }
+
+    /// Whether the gateway of that number and name has joined and is not gone.
+    pub fn has_gateway(&self, partition: u16, gateway: GatewayNumber, name: &str) -> bool {
+        self.partition(partition).gateways.name_of(gateway) == Some(name)
+    }
+
+    /// Those that share the log.
+    pub fn gateways(&self, partition: u16) -> Vec<GatewayNumber> {
+        self.partition(partition).gateways.all().collect()
+    }
+
+    /// This is the gateway of that number, for good.
+    pub fn is_gateway(&self, me: GatewayNumber) {
+        self.me.get_or_init(|| me);
+    }
+
+    /// Which gateway this is, once it has joined.
+    pub fn me(&self) -> Option<GatewayNumber> {
+        self.me.get().copied()
+    }
+
+    /// Whether all other gateways have applied what is before `end`.
+    pub fn others_have_applied(&self, partition: u16, end: u64) -> bool {
+        self.partition(partition).gateways.have_applied(end, self.me())
     }
 
     /// The partition of the log that holds the tenant.
@@ -65,7 +129,10 @@ impl Broker {
             return tenant.clone();
         }
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
-        tenants.entry_ref(name).or_insert_with(|| Arc::new(Tenant::new(name, self.limits))).clone()
+        tenants
+            .entry_ref(name)
+            .or_insert_with(|| Arc::new(Tenant::new(name, self.limits, self.me.clone())))
+            .clone()
     }
 
     pub fn counts(&self) -> BTreeMap<String, Counts> {
@@ -86,15 +153,21 @@ impl Broker {
     }
 
     /// Applies the change at `offset` of a partition. `live` if it was logged by this run, not found at its start.
-    pub fn apply(&self, partition: u16, offset: u64, bytes: &[u8], live: bool) -> Result<(), NotAChange> {
+    pub fn apply(&self, partition: u16, offset: u64, bytes: &[u8], live: bool) -> Result<News, NotAChange> {
         let change = Change::decode(bytes)?;
         let mut state = self.partition(partition);
+        let mut news = News::Nothing;
         match change {
-            Change::Opened { key, clean, expiry_seconds, will, at } => {
-                self.open(&mut state, offset, key, clean, expiry_seconds, will, at, live);
+            Change::Opened { key, clean, expiry_seconds, will, connection, at } => {
+                // Who was not heard of for too long says nothing any more.
+                if state.gateways.has(GatewayNumber::of(connection)) {
+                    news = News::Seated { key: key.clone(), connection };
+                    self.open(&mut state, offset, key, clean, expiry_seconds, will, connection, at, live);
+                }
             }
-            Change::Closed { session, at, with_will, expiry_seconds } => {
-                self.close(&mut state, session, at, with_will, expiry_seconds, live);
+            Change::Closed { session, connection, at, with_will, expiry_seconds } => {
+                close(&mut state, session, connection, at, with_will, expiry_seconds, live);
+                news = News::Closed;
             }
             Change::WillDue { session, at } => {
                 if let Some((tenant, session)) = state.of(session)
@@ -105,7 +178,10 @@ impl Broker {
                     state.remember_deadlines(&session);
                 }
             }
-            Change::Ended { session, at } => state.end(session, at, live),
+            Change::Ended { session, at } => {
+                state.end(session, at, live);
+                news = News::Closed;
+            }
             Change::Expired { session, at } => {
                 let expires_at = state.of(session).and_then(|(_, session)| session.life().expires_at());
                 if expires_at.is_some_and(|expires_at| expires_at <= at) {
@@ -125,6 +201,7 @@ impl Broker {
                         tenant.subscribe_one(&session, &filter, subscription, at, live);
                     }
                 }
+                news = News::Subscribed;
             }
             Change::Unsubscribed { session, filters } => {
                 if let Some((tenant, session)) = state.of(session) {
@@ -151,8 +228,74 @@ impl Broker {
                     session.lock().held.remove(&packet_id);
                 }
             }
+            Change::Joined { gateway, name, at } => {
+                let before = state.gateways.replaced_by(&name);
+                if state.gateways.join(gateway, &name) {
+                    before.into_iter().for_each(|before| self.leave(&mut state, before, at, live));
+                }
+                news = News::Joined(gateway);
+            }
+            Change::Heard { gateway, applied, sent } => {
+                state.gateways.heard(gateway, applied);
+                news = News::Heard { gateway, sent };
+            }
+            Change::Gone { gateway, at } => {
+                self.leave(&mut state, gateway, at, live);
+                news = News::Gone(gateway);
+            }
+            Change::Wanted { gateway, tenant, filters } => {
+                self.want(&mut state, gateway, &tenant, filters.iter().map(AsRef::as_ref));
+                news = News::Subscribed;
+            }
+            Change::Unwanted { gateway, tenant, filters } => {
+                for filter in &filters {
+                    if let Some(clients) = state.gateways.unwant(gateway, &tenant, filter) {
+                        self.tenant(&tenant).unwant(&clients, filter);
+                    }
+                }
+            }
+            Change::Seated { key, connection } => {
+                if state.gateways.has(GatewayNumber::of(connection)) {
+                    news = News::Seated { key, connection };
+                }
+            }
+            Change::Claimed { key, connection } => news = News::Claimed { key, connection },
+            Change::Revoked { tenant, device, is_disabled } => {
+                let (tenant, device) = (tenant.as_ref().into(), device.as_ref().into());
+                news = News::Revoked { tenant, device, is_disabled };
+            }
         }
-        Ok(())
+        Ok(news)
+    }
+
+    /// A gateway is not there any more, and so is none of its connections.
+    fn leave(&self, state: &mut Partition, gateway: GatewayNumber, at: Timestamp, live: bool) {
+        let Some(wanted) = state.gateways.leave(gateway) else { return };
+        for (tenant, Wanted { clients, filters }) in wanted {
+            let tenant = self.tenant(&tenant);
+            filters.iter().for_each(|filter| tenant.unwant(&clients, filter));
+        }
+        let opened = state.sessions.values().map(|(_, session)| (session.id, session.opened_by()));
+        let of_it: Vec<_> = opened.filter(|(_, by)| GatewayNumber::of(*by) == gateway).collect();
+        for (session, connection) in of_it {
+            close(state, session, connection, at, true, None, live);
+        }
+    }
+
+    pub(crate) fn want<'f>(
+        &self,
+        state: &mut Partition,
+        gateway: GatewayNumber,
+        tenant: &str,
+        filters: impl Iterator<Item = &'f str>,
+    ) {
+        for filter in filters {
+            if let Some(clients) = state.gateways.want(gateway, tenant, filter)
+                && self.me() != Some(gateway)
+            {
+                self.tenant(tenant).want(&clients, filter);
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one change")]
@@ -164,10 +307,15 @@ impl Broker {
         clean: bool,
         expiry_seconds: u32,
         will: Option<Will>,
+        connection: u64,
         at: Timestamp,
         live: bool,
     ) {
         let tenant = self.tenant(&key.tenant);
+        // The connection that had it is elsewhere, and its word was not waited for any longer.
+        if let Some(open) = tenant.session(&key).filter(|session| session.is_open()) {
+            close(state, open.id, open.opened_by(), at, true, None, live);
+        }
         let mut before = tenant.session(&key);
         if clean && let Some(ended) = before.take() {
             state.end(ended.id, at, live);
@@ -182,40 +330,10 @@ impl Broker {
         session.update_life(|life| {
             life.expiry_seconds = expiry_seconds;
             life.will = will;
+            life.connection = connection;
             life.closed_at = None;
         });
-    }
-
-    fn close(
-        &self,
-        state: &mut Partition,
-        id: SessionId,
-        at: Timestamp,
-        with_will: bool,
-        expiry_seconds: Option<u32>,
-        live: bool,
-    ) {
-        let Some((tenant, session)) = state.of(id) else { return };
-        // Who finds a connection gone may say so after the connection itself: the first word counts.
-        if !session.is_open() {
-            return;
-        }
-        state.forget_deadlines(&session);
-        session.update_life(|life| {
-            life.expiry_seconds = expiry_seconds.unwrap_or(life.expiry_seconds);
-            life.closed_at = Some(at);
-            if !with_will {
-                life.will = None;
-            }
-        });
-        let life = session.life();
-        if life.will_at().is_some_and(|will_at| will_at <= at) {
-            publish_will(&tenant, &session, at, live);
-        }
-        if life.expires_at().is_some_and(|expires_at| expires_at <= at) {
-            return state.end(id, at, live);
-        }
-        state.remember_deadlines(&session);
+        session.set_elsewhere(self.me() != Some(GatewayNumber::of(connection)));
     }
 
     /// What time has brought, to be logged. Asked again before that is applied, the answer is the same.
@@ -236,10 +354,11 @@ impl Broker {
         with_will.map(|session| Change::Silenced { session: session.id }).collect()
     }
 
-    /// The sessions that are open, as the log has it, and have no connection here.
+    /// The sessions that are open here, as the log has it, and have no connection.
     pub fn abandoned(&self, partition: u16) -> Vec<Arc<Session>> {
         let state = self.partition(partition);
-        let abandoned = state.sessions.values().filter(|(_, s)| !s.is_connected() && s.is_open());
+        let is_abandoned = |s: &Session| !s.is_elsewhere() && !s.is_connected() && s.is_open();
+        let abandoned = state.sessions.values().filter(|(_, session)| is_abandoned(session));
         abandoned.map(|(_, session)| session.clone()).collect()
     }
 
@@ -255,6 +374,40 @@ impl Broker {
         of_it.sort_by(|one, other| one.name.cmp(&other.name));
         of_it
     }
+}
+
+fn close(
+    state: &mut Partition,
+    id: SessionId,
+    connection: u64,
+    at: Timestamp,
+    with_will: bool,
+    expiry_seconds: Option<u32>,
+    live: bool,
+) {
+    let Some((tenant, session)) = state.of(id) else { return };
+    // Who finds a connection gone may say so after the connection itself, or when the client has another by now: the
+    // first word counts.
+    if !session.is_open() || session.opened_by() != connection {
+        return;
+    }
+    state.forget_deadlines(&session);
+    session.set_elsewhere(false);
+    session.update_life(|life| {
+        life.expiry_seconds = expiry_seconds.unwrap_or(life.expiry_seconds);
+        life.closed_at = Some(at);
+        if !with_will {
+            life.will = None;
+        }
+    });
+    let life = session.life();
+    if life.will_at().is_some_and(|will_at| will_at <= at) {
+        publish_will(&tenant, &session, at, live);
+    }
+    if life.expires_at().is_some_and(|expires_at| expires_at <= at) {
+        return state.end(id, at, live);
+    }
+    state.remember_deadlines(&session);
 }
 
 /// Publishes the session's will, if it still has one.
@@ -284,6 +437,7 @@ impl Partition {
     fn end(&mut self, id: SessionId, now: Timestamp, live: bool) {
         let Some((tenant, session)) = self.sessions.remove(&id) else { return };
         self.forget_deadlines(&session);
+        session.set_elsewhere(false);
         tenant.end(&session);
         publish_will(&tenant, &session, now, live);
     }

@@ -6,12 +6,13 @@ use dunlin_model::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gateways::GatewayNumber,
     message::{Message, Properties, Qos},
     session::{SessionId, SessionKey, Subscription, Will},
 };
 
 /// The first byte of every record; a change of the format is a new version.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Change<'a> {
@@ -23,11 +24,13 @@ pub enum Change<'a> {
         clean: bool,
         expiry_seconds: u32,
         will: Option<Will>,
+        connection: u64,
         at: Timestamp,
     },
-    /// The connection ended.
+    /// The connection ended. That says nothing of a session that another one has opened since.
     Closed {
         session: SessionId,
+        connection: u64,
         at: Timestamp,
         /// It ended without a word, or the client asked for its will.
         with_will: bool,
@@ -78,6 +81,52 @@ pub enum Change<'a> {
     /// Its device may not publish any more: the will stays unsaid.
     Silenced {
         session: SessionId,
+    },
+    /// A gateway shares the log from here on. One of the same name that was there before is gone.
+    Joined {
+        gateway: GatewayNumber,
+        name: Cow<'a, str>,
+        at: Timestamp,
+    },
+    /// A gateway is there, and has applied all before `applied`. `sent` is when it said so, in microseconds of its own
+    /// count.
+    Heard {
+        gateway: GatewayNumber,
+        applied: u64,
+        sent: u64,
+    },
+    /// A gateway has left, or was not heard of for too long: none of its connections is there any more.
+    Gone {
+        gateway: GatewayNumber,
+        at: Timestamp,
+    },
+    /// Clients of a gateway, whose sessions are in no log, want what these filters match.
+    Wanted {
+        gateway: GatewayNumber,
+        tenant: Cow<'a, str>,
+        filters: Vec<Cow<'a, str>>,
+    },
+    /// None of them wants it any more.
+    Unwanted {
+        gateway: GatewayNumber,
+        tenant: Cow<'a, str>,
+        filters: Vec<Cow<'a, str>>,
+    },
+    /// A connection has the client id, and its session is in no log.
+    Seated {
+        key: SessionKey,
+        connection: u64,
+    },
+    /// A connection wants the client id: whoever has it is to let it go.
+    Claimed {
+        key: SessionKey,
+        connection: u64,
+    },
+    /// Access was taken back from a device: all of it, or that of a credential.
+    Revoked {
+        tenant: Cow<'a, str>,
+        device: Cow<'a, str>,
+        is_disabled: bool,
     },
 }
 

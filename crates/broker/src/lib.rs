@@ -14,6 +14,8 @@ mod retained; // the last message of a topic
 mod outbox; // what a session has not had, or not acknowledged
 mod session;
 
+mod gateways; // who shares the log
+
 mod change; // what the log carries
 mod snapshot; // the state at an offset of the log
 mod tenant; // one tenant's topics and sessions
@@ -23,8 +25,9 @@ mod broker; // all tenants
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // what must hold for any bytes
 
-pub use broker::{Broker, Counts};
+pub use broker::{Broker, Counts, News};
 pub use change::{Change, NotAChange, Publication};
+pub use gateways::GatewayNumber;
 pub use message::{Message, Properties, Qos};
 pub use outbox::{Acknowledged, Delivery, Outbox, Outgoing};
 pub use session::{Home, RetainHandling, Session, SessionId, SessionKey, Subscription, Will};

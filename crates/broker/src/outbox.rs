@@ -33,7 +33,7 @@ pub(crate) struct Entry {
     pub(crate) message: Arc<Message>,
     pub(crate) qos: Qos,
     pub(crate) retain: bool,
-    /// Queued by an earlier run: nobody knows whether it was sent.
+    /// Queued by an earlier run, or while another gateway had the client: nobody here knows whether it was sent.
     pub(crate) restored: bool,
     /// Of QoS 1 and 2; 0 for the others.
     pub(crate) number: u64,
@@ -89,8 +89,8 @@ fn packet_id(number: u64) -> NonZeroU16 {
 
 impl Outbox {
     /// Queues a message; false if there is no room. Its number is used up all the same, so that numbers do not
-    /// depend on how fast a client was.
-    pub(crate) fn push(&mut self, queued: Queued, room: Option<Room>) -> bool {
+    /// depend on how fast a client was. `restored` if nobody here knows whether the client was sent it.
+    pub(crate) fn push(&mut self, queued: Queued, room: Option<Room>, restored: bool) -> bool {
         let Queued { message, qos, retain, subscription_ids } = queued;
         let number = match qos {
             Qos::AtMostOnce => 0,
@@ -109,7 +109,7 @@ impl Outbox {
         }
         self.waiting_bytes += bytes;
         self.next_turn += 1;
-        let (restored, turn) = (room.is_none(), self.next_turn);
+        let turn = self.next_turn;
         let entry = Entry { message, qos, retain, restored, number, turn, subscription_ids };
         match qos {
             Qos::AtMostOnce => self.unreliable.push_back(entry),

@@ -13,6 +13,7 @@ use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gateways::GatewayNumber,
     message::{Message, Properties, Qos},
     outbox::Outbox,
 };
@@ -40,6 +41,11 @@ impl SessionId {
 
     pub(crate) fn number(self) -> u64 {
         self.0
+    }
+
+    /// Where its connection is, of one that is in no log.
+    pub(crate) fn gateway(self) -> Option<GatewayNumber> {
+        (!self.is_logged()).then(|| GatewayNumber::of(self.0))
     }
 }
 
@@ -94,6 +100,8 @@ pub struct Session {
     pub id: SessionId,
     pub key: SessionKey,
     connected: AtomicBool,
+    /// Another gateway has its connection.
+    elsewhere: AtomicBool,
     /// Messages of QoS 1 and 2 wait for a client that is away.
     outlives: AtomicBool,
     state: Mutex<State>,
@@ -116,6 +124,8 @@ pub(crate) struct State {
 pub(crate) struct Life {
     pub(crate) expiry_seconds: u32,
     pub(crate) will: Option<Will>,
+    /// The one that opened it last.
+    pub(crate) connection: u64,
     /// Since when its client is away.
     pub(crate) closed_at: Option<Timestamp>,
 }
@@ -142,9 +152,17 @@ impl Session {
         Self::new(id, key, State::default())
     }
 
+    /// For clients of another gateway.
+    pub(crate) fn elsewhere(id: SessionId, key: SessionKey) -> Arc<Self> {
+        let session = Self::live(id, key);
+        session.elsewhere.store(true, Relaxed);
+        session
+    }
+
     pub(crate) fn new(id: SessionId, key: SessionKey, state: State) -> Arc<Self> {
+        let (connected, elsewhere) = (AtomicBool::new(false), AtomicBool::new(false));
         let outlives = AtomicBool::new(state.life.expiry_seconds > 0);
-        Arc::new(Self { id, key, connected: AtomicBool::new(false), outlives, state: Mutex::new(state) })
+        Arc::new(Self { id, key, connected, elsewhere, outlives, state: Mutex::new(state) })
     }
 
     /// A connection takes the session up: what it was sent before and has not acknowledged is to be sent again.
@@ -180,6 +198,25 @@ impl Session {
         self.lock().life.closed_at.is_none()
     }
 
+    /// Whether another gateway has its connection.
+    pub fn is_elsewhere(&self) -> bool {
+        self.elsewhere.load(Relaxed)
+    }
+
+    pub(crate) fn set_elsewhere(&self, elsewhere: bool) {
+        self.elsewhere.store(elsewhere, Relaxed);
+    }
+
+    /// The connection that opened it last, as the log has it.
+    pub fn opened_by(&self) -> u64 {
+        self.lock().life.connection
+    }
+
+    /// What it has subscribed.
+    pub fn filters(&self) -> Vec<Box<str>> {
+        self.lock().subscriptions.keys().cloned().collect()
+    }
+
     /// Whether messages of QoS 1 and 2 wait for a client that is away.
     pub fn outlives(&self) -> bool {
         self.outlives.load(Relaxed)
@@ -208,7 +245,10 @@ impl Session {
         if state.home.is_none() && (queued.qos == Qos::AtMostOnce || !self.outlives()) {
             return true;
         }
-        let taken = state.outbox.push(queued, room);
+        // What its client acknowledges elsewhere is known here a moment later.
+        let is_elsewhere = self.is_elsewhere();
+        let room = room.map(|room| if is_elsewhere { room.doubled() } else { room });
+        let taken = state.outbox.push(queued, room, room.is_none() || is_elsewhere);
         if taken
             && !state.woken
             && let Some((home, connection)) = &state.home
@@ -248,4 +288,10 @@ pub(crate) struct Queued {
 pub(crate) struct Room {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
+}
+
+impl Room {
+    fn doubled(self) -> Self {
+        Self { messages: self.messages.saturating_mul(2), bytes: self.bytes.saturating_mul(2) }
+    }
 }

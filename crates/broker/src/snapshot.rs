@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     broker::Broker,
+    gateways::{GatewayNumber, GatewayState},
     message::{Message, Properties, Qos},
     outbox::{Entry, Outbox},
     session::{Life, Session, SessionId, SessionKey, State, Subscription},
 };
 
-const MAGIC: &[u8; 8] = b"dunlinS1";
+const MAGIC: &[u8; 8] = b"dunlinS2";
 
 /// A snapshot that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,8 @@ pub enum DamagedSnapshot {
 #[derive(Serialize, Deserialize)]
 struct Snapshot {
     next: u64,
+    last_gateway: GatewayNumber,
+    gateways: Vec<GatewayState>,
     sessions: Vec<SessionState>,
     retained: Vec<(String, MessageState)>,
 }
@@ -71,7 +74,8 @@ impl Broker {
             let name = t.name.to_string();
             t.all_retained(now).into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
         });
-        let snapshot = Snapshot { next, sessions, retained: retained.collect() };
+        let (last_gateway, gateways) = self.partition(partition).gateways.states();
+        let snapshot = Snapshot { next, last_gateway, gateways, sessions, retained: retained.collect() };
         closed(postcard::to_extend(&snapshot, MAGIC.to_vec()).expect("a Vec takes all that is written"))
     }
 
@@ -84,6 +88,7 @@ impl Broker {
             return Err(Damaged("its checksum does not match"));
         }
         let snapshot: Snapshot = postcard::from_bytes(body_of)?;
+        self.restore_gateways(partition, snapshot.last_gateway, &snapshot.gateways);
         for state in snapshot.sessions {
             self.restore_session(partition, state);
         }
@@ -91,6 +96,16 @@ impl Broker {
             self.tenant(&tenant).restore_retained(Arc::new(message.into()));
         }
         Ok(snapshot.next)
+    }
+
+    fn restore_gateways(&self, partition: u16, last: GatewayNumber, states: &[GatewayState]) {
+        let mut partition = self.partition(partition);
+        partition.gateways.restore(last, states);
+        for state in states {
+            for (tenant, filters) in &state.wanted {
+                self.want(&mut partition, state.number(), tenant, filters.iter().map(String::as_str));
+            }
+        }
     }
 
     fn restore_session(&self, partition: u16, state: SessionState) {
@@ -103,6 +118,7 @@ impl Broker {
             ..State::default()
         };
         let session = Session::new(state.id, state.key, restored);
+        session.set_elsewhere(session.is_open());
         tenant.insert_session(session.clone());
         for (filter, subscription) in state.subscriptions {
             tenant.restore_subscription(&session, &filter, subscription);
@@ -134,6 +150,9 @@ impl SessionState {
         let state = session.lock();
         let mut held: Vec<u16> = state.held.iter().copied().collect();
         held.sort_unstable();
+        let queue = state.outbox.reliable().map(|(received, entry)| QueueState::of(received, entry));
+        let mut queue: Vec<_> = queue.collect();
+        queue.sort_by_key(|queued| queued.number);
         Self {
             id: session.id,
             key: session.key.clone(),
@@ -141,7 +160,7 @@ impl SessionState {
             life: state.life.clone(),
             held,
             next_number: state.outbox.next_number(),
-            queue: state.outbox.reliable().map(|(received, entry)| QueueState::of(received, entry)).collect(),
+            queue,
         }
     }
 }

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::{
     change::Publication,
+    gateways::Me,
     message::{Message, Qos},
     retained::Retained,
     session::{Queued, RetainHandling, Room, Session, SessionId, SessionKey, Subscription},
@@ -47,6 +48,7 @@ const EXPIRED_KEPT: Duration = Duration::from_secs(60);
 pub struct Tenant {
     pub name: Box<str>,
     limits: Limits,
+    me: Me,
     topics: RwLock<Topics>,
     /// Those that are in the log.
     sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
@@ -105,10 +107,11 @@ enum Choice<'c> {
 }
 
 impl Tenant {
-    pub(crate) fn new(name: &str, limits: Limits) -> Self {
+    pub(crate) fn new(name: &str, limits: Limits, me: Me) -> Self {
         Self {
             name: name.into(),
             limits,
+            me,
             topics: RwLock::default(),
             sessions: Mutex::default(),
             dropped: AtomicU64::new(0),
@@ -117,14 +120,14 @@ impl Tenant {
         }
     }
 
-    /// Gives a message to all who get it, unless it must be in the log for that: because it is retained, or because
-    /// it is for a session that outlives its connection. With `in_log` it goes there in any case, so that it does not
+    /// Gives a message to all who get it, unless it must be in the log for that: because it is retained, because it is
+    /// for a session that outlives its connection, or for a client of another gateway. With `in_log` it goes there in any case, so that it does not
     /// overtake what is on its way there.
     pub fn publish(&self, message: &Arc<Message>, in_log: bool) -> Published {
         let topics = self.read();
-        let (targets, chosen) = topics.targets(message, Choice::Turn);
+        let (targets, chosen) = self.targets(&topics, message, Choice::Turn);
         let waits = |t: &Target<'_>| t.qos != Qos::AtMostOnce && t.session.outlives();
-        if in_log || message.retain || targets.iter().any(waits) {
+        if in_log || message.retain || targets.iter().any(|t| t.session.is_elsewhere() || waits(t)) {
             if message.retain && !self.may_retain(&topics, message) {
                 return Published::RetainedFull;
             }
@@ -164,7 +167,7 @@ impl Tenant {
                 publisher: None,
                 packets: Default::default(),
             });
-            let (targets, _) = topics.targets(&message, Choice::Turn);
+            let (targets, _) = self.targets(&topics, &message, Choice::Turn);
             self.deliver(&message, targets, true);
             message
         };
@@ -191,7 +194,7 @@ impl Tenant {
 
     fn distribute(&self, message: &Arc<Message>, choice: Choice<'_>, live: bool) {
         let topics = self.read();
-        let (targets, _) = topics.targets(message, choice);
+        let (targets, _) = self.targets(&topics, message, choice);
         self.deliver(message, targets, live);
     }
 
@@ -296,6 +299,27 @@ impl Tenant {
         session.lock().subscriptions.insert(text.into(), subscription);
     }
 
+    /// Clients of another gateway want what the filter matches.
+    pub(crate) fn want(&self, clients: &Arc<Session>, filter: &str) {
+        const ALL: Subscription = Subscription {
+            qos: Qos::ExactlyOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Never,
+            id: None,
+        };
+        if let Ok(parsed) = Filter::parse(filter) {
+            self.write().tree.insert(parsed, clients.clone(), ALL);
+        }
+    }
+
+    /// They do not want it any more.
+    pub(crate) fn unwant(&self, clients: &Session, filter: &str) {
+        if let Ok(parsed) = Filter::parse(filter) {
+            self.write().tree.remove(parsed, clients.id);
+        }
+    }
+
     /// Ends subscriptions; whether each was there.
     pub fn unsubscribe<'f>(
         &self,
@@ -389,15 +413,17 @@ impl Tenant {
     }
 }
 
-impl Topics {
+impl Tenant {
     /// Who gets the message; of those that share, who was `chosen`, or whose turn it is now.
     fn targets<'a>(
-        &'a self,
+        &self,
+        topics: &'a Topics,
         message: &Message,
         choice: Choice<'_>,
     ) -> (Targets<'a>, Vec<(String, SessionId)>) {
+        let me = self.me.get().copied();
         let mut leaves: SmallVec<[&Leaf; 4]> = SmallVec::new();
-        self.tree.visit(&message.topic, &mut |leaf| leaves.push(leaf));
+        topics.tree.visit(&message.topic, &mut |leaf| leaves.push(leaf));
         let mut targets = Targets::new();
         for leaf in &leaves {
             targets.extend(leaf.subscribers.values().filter_map(|s| s.target(message)));
@@ -411,17 +437,24 @@ impl Topics {
                 Choice::Turn => {
                     group.choose().inspect(|m| turns.push((group.name.to_string(), m.session.id)))
                 }
-                Choice::Seeded(seed) => group.choose_by_log(seed),
+                Choice::Seeded(seed) => group.choose_by_log(seed, me),
                 Choice::Made(chosen) => {
                     let of_group = chosen.iter().find(|(name, _)| **name == *group.name);
-                    of_group.and_then(|(_, id)| group.members.get(id))
+                    match of_group {
+                        // One of this gateway's clients: which one, it alone knows.
+                        Some((_, id)) if me.is_some_and(|me| *id == me.clients()) => group.choose_here(),
+                        Some((_, id)) => group.members.get(id),
+                        None => None,
+                    }
                 }
             };
             targets.extend(member.and_then(|member| member.target(message)));
         }
         (targets, turns)
     }
+}
 
+impl Topics {
     fn remove(&mut self, text: &str, id: SessionId) {
         if let Ok(filter) = Filter::parse(text)
             && self.tree.remove(filter, id)

@@ -1,14 +1,18 @@
 //! Filters as a tree of levels: a publish visits the nodes that its topic leads to, and no others.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use hashbrown::HashMap;
 use indexmap::IndexMap;
 
 use crate::{
+    gateways::GatewayNumber,
     session::{Session, SessionId, Subscription},
     topic::{Filter, is_server_topic},
 };
@@ -207,22 +211,35 @@ impl Leaf {
 }
 
 impl Group {
-    /// The member whose turn it is: one that is connected, if there is any.
+    /// The member whose turn it is: one that is connected, here or elsewhere, if there is any.
     pub(crate) fn choose(&self) -> Option<&Subscriber> {
+        let there = |session: &Session| session.is_connected() || session.is_elsewhere();
         let turn = self.turn.fetch_add(1, Relaxed);
-        let count = self.members.len();
-        let nth = |n: usize| self.members.get_index(turn.wrapping_add(n) % count).map(|(_, member)| member);
-        let connected = (0..count).filter_map(nth).find(|member| member.session.is_connected());
-        connected.or_else(|| if count == 0 { None } else { nth(0) })
+        self.nth_of(turn, there).or_else(|| self.nth_of(turn, |_| true))
     }
 
-    /// The member that `seed` leads to, as every run of the same log finds it: so of those that are in the log, one
-    /// that is open, if there are any.
-    pub(crate) fn choose_by_log(&self, seed: u64) -> Option<&Subscriber> {
+    /// The one whose turn it is of those that are connected here and in no log.
+    pub(crate) fn choose_here(&self) -> Option<&Subscriber> {
+        let turn = self.turn.fetch_add(1, Relaxed);
+        self.nth_of(turn, |session| session.is_connected() && !session.id.is_logged())
+    }
+
+    /// The first from `turn` on, round and round, that is one to choose.
+    fn nth_of(&self, turn: usize, is_one: impl Fn(&Session) -> bool) -> Option<&Subscriber> {
+        let count = self.members.len();
+        let nth = |n: usize| self.members.get_index(turn.wrapping_add(n) % count).map(|(_, member)| member);
+        (0..count).filter_map(nth).find(|member| is_one(&member.session))
+    }
+
+    /// The member that `seed` leads to, as every gateway and every run of the same log finds it: so of those that are in
+    /// the log, one that is open, if there are any; else one of the gateway that it leads to, which is `me` or another.
+    pub(crate) fn choose_by_log(&self, seed: u64, me: Option<GatewayNumber>) -> Option<&Subscriber> {
         let mut logged: Vec<&Subscriber> =
             self.members.values().filter(|member| member.session.id.is_logged()).collect();
         if logged.is_empty() {
-            return self.choose();
+            let gateways: BTreeSet<_> = self.members.keys().filter_map(|id| id.gateway()).collect();
+            let chosen = gateways.iter().nth((seed % (gateways.len().max(1) as u64)) as usize)?;
+            return if me.is_none_or(|me| me == *chosen) { self.choose_here() } else { None };
         }
         if logged.iter().any(|member| member.session.is_open()) {
             logged.retain(|member| member.session.is_open());

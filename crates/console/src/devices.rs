@@ -8,7 +8,7 @@ use axum::{
     },
     http::StatusCode,
 };
-use dunlin_model::{DeviceId, DeviceType};
+use dunlin_model::{DeviceId, DeviceType, TenantId};
 use dunlin_registry::{Device, NewDevice};
 use serde::{Deserialize, Serialize};
 
@@ -115,7 +115,7 @@ pub(crate) async fn add_token(
     to_the_end(async move {
         let token = console.registry.add_device_token(&user.tenant, &device, revoke_others).await?;
         if revoke_others {
-            console.platform.revoked(&user.tenant, &device, Revoked::Token);
+            cut_off(&console, &user.tenant, &device, Revoked::Token).await?;
         }
         let view = TokenView { device: device.to_string(), token: token.reveal().to_owned() };
         Ok((StatusCode::CREATED, Json(view)))
@@ -140,11 +140,21 @@ pub(crate) async fn change(
     to_the_end(async move {
         console.registry.set_device_enabled(&user.tenant, &device, enabled).await?;
         if !enabled {
-            console.platform.revoked(&user.tenant, &device, Revoked::Device);
+            cut_off(&console, &user.tenant, &device, Revoked::Device).await?;
         }
         Ok(StatusCode::NO_CONTENT)
     })
     .await
+}
+
+async fn cut_off(
+    console: &Console,
+    tenant: &TenantId,
+    device: &DeviceId,
+    what: Revoked,
+) -> Result<(), Problem> {
+    let revoked = console.platform.revoked(tenant, device, what).await;
+    revoked.map_err(|reason| Problem::not_everywhere(&reason))
 }
 
 /// Also if the client leaves meanwhile: a device must not stay connected whose access was taken back.

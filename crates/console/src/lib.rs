@@ -42,8 +42,14 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
     /// Where every stage is.
     fn status(&self) -> StatusView;
     fn readiness(&self) -> Readiness;
-    /// What the device could come in with is no longer good, or the device itself; it may be connected now.
-    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked);
+    /// What the device could come in with is no longer good, or the device itself; it may be connected now. An error says
+    /// why it may still be.
+    fn revoked<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+        what: Revoked,
+    ) -> BoxFuture<'a, Result<(), String>>;
     /// How far a device's clock is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
     /// times.
     fn clock_ahead_micros<'a>(

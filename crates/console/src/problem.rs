@@ -55,6 +55,14 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    /// It is written down, and does not hold in every process yet.
+    pub(crate) fn not_everywhere(reason: &str) -> Self {
+        let detail = format!(
+            "it holds for whoever connects from now on; the device may still be connected, so ask again: {reason}"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = dunlin_model::chain(error), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")

@@ -53,8 +53,14 @@ impl Platform for QuietPlatform {
     fn readiness(&self) -> Readiness {
         Readiness::NotReady(vec!["the journal has no space left".into()])
     }
-    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+    fn revoked<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+        what: Revoked,
+    ) -> BoxFuture<'a, Result<(), String>> {
         self.revoked.lock().unwrap().push((format!("{tenant}/{device}"), what));
+        std::future::ready(Ok(())).boxed()
     }
     fn clock_ahead_micros<'a>(&'a self, _: &'a TenantId, device: &'a DeviceId) -> BoxFuture<'a, Option<i64>> {
         let ahead = (device.as_str() == "pump-1").then_some(-1_500_000);

@@ -44,7 +44,7 @@ impl Announcer {
             publisher: None,
             packets: Default::default(),
         });
-        let chosen = match self.pubsub.broker.tenant(tenant).publish(&message, false) {
+        let chosen = match self.pubsub.broker.tenant(tenant).publish(&message, !self.pubsub.knows_all()) {
             Published::Delivered(_) => return Ok(()),
             Published::RetainedFull => return Err(AnnounceError::RetainedFull),
             Published::Log { chosen } => chosen,

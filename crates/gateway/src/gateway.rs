@@ -16,6 +16,7 @@ use crate::{
     account::{Account, Accounts},
     announce::Announcer,
     arrivals::Arrivals,
+    company::Company,
     config::{Config, InvalidConfig, ListenerConfig},
     directory::Directory,
     http,
@@ -37,6 +38,7 @@ pub struct Gateway {
     workers: Workers,
     sessions: Follower,
     sources: Sources,
+    access: Access,
     addresses: Vec<SocketAddr>,
 }
 
@@ -96,6 +98,7 @@ impl Gateway {
         directory: Arc<dyn Directory>,
         clock: Clock,
         snapshots: PathBuf,
+        company: &Company,
         registry: &mut Registry,
     ) -> Result<Self, StartError> {
         config.check()?;
@@ -109,19 +112,26 @@ impl Gateway {
             clock.clone(),
             snapshots,
             config.pubsub.limits(),
+            company,
             Statistics::new(accounts.clone(), &config.pubsub),
         )?;
         let metrics = Arc::new(Metrics::new(registry, &accounts, sessions.pubsub()));
         let books = Books { accounts, arrivals: Arrivals::default(), metrics };
         let shared = Arc::new(Shared::new(config, journal, sessions.pubsub(), directory, clock, books));
+        let access = Access {
+            admissions: shared.admissions.clone(),
+            sessions: shared.sessions.clone(),
+            accounts: shared.books.accounts.clone(),
+        };
+        shared.pubsub.takes_back(access.clone());
         shared.guard.register(registry);
         if let Some(tls) = tls {
             tls.register(registry);
         }
 
         let workers = Workers::start(&shared, doors).map_err(StartError::Workers)?;
-        let sources = Sources::start(&shared, registry)?;
-        Ok(Self { shared, workers, sessions, sources, addresses })
+        let sources = Sources::start(&shared, company, registry)?;
+        Ok(Self { shared, workers, sessions, sources, access, addresses })
     }
 
     /// Where MQTT is spoken, door by door.
@@ -141,12 +151,13 @@ impl Gateway {
 
     /// To take back the access that the directory gave.
     pub fn access(&self) -> Access {
-        let Shared { admissions, sessions, books, .. } = &*self.shared;
-        Access {
-            admissions: admissions.clone(),
-            sessions: sessions.clone(),
-            accounts: books.accounts.clone(),
-        }
+        self.access.clone()
+    }
+
+    /// Comes back when the other gateways on the journal have gone on without this one: they did not hear of it for too
+    /// long, or another process has its name.
+    pub async fn left_behind(&self) {
+        self.shared.pubsub.left_behind().await;
     }
 
     /// To publish in a tenant as the server.

@@ -15,6 +15,8 @@ mod table; // what is remembered of many
 mod tls; // certificates, the server's and the devices'
 mod websocket; // MQTT in frames
 
+mod company; // other gateways on the same journal
+
 mod announce; // what the server itself publishes
 mod connection; // what one device has not been told yet
 mod delivery; // from a session to its connection
@@ -49,6 +51,7 @@ pub mod fuzzing; // what must hold for any bytes
 
 pub use account::{Account, Accounts};
 pub use announce::{AnnounceError, Announcer};
+pub use company::Company;
 pub use config::{
     AdmissionConfig, Config, GuardConfig, InvalidConfig, ListenerConfig, PubSubConfig, Transport,
 };
@@ -58,7 +61,7 @@ pub use gateway::{Door, Gateway, GatewayView, StartError};
 pub use listen::NoCertificate;
 pub use pubsub::RecoverError;
 pub use record::{Arrival, Delivery, Origin, append_telemetry};
-pub use sessions::{Access, Revoked};
+pub use sessions::{Access, Revoked, revoke_everywhere};
 pub use source::{SourceConfig, SourceTlsConfig};
 pub use tls::{
     Certified, ClientCaConfig, ClientCertificates, NotCertified, RenewalConfig, Tls, TlsConfig, TlsError,

@@ -61,6 +61,9 @@ const PACKET_OVERHEAD_BYTES_MAX: u32 = 4 << 10;
 /// Bytes that a packet must grow by, in the time a handshake may take, to be waited for any longer.
 const PACKET_PROGRESS_BYTES_MIN: usize = 4 << 10;
 
+/// How long another gateway may take to let a client go.
+const CLAIM_SECONDS_MAX: Seconds = Seconds(2);
+
 /// Serves one connection from its first byte to its end. A panic ends this connection alone.
 pub(crate) async fn serve(io: Io, listener: &Listener, worker: &Rc<Worker>) {
     let shared = &worker.shared;
@@ -313,7 +316,8 @@ impl Plan {
     async fn give_up(self, worker: &Rc<Worker>) {
         if let Some(session) = &self.session {
             let at = worker.shared.clock.now();
-            let closed = Change::Closed { session: session.id, at, with_will: false, expiry_seconds: None };
+            let (session, connection) = (session.id, self.seat.connection);
+            let closed = Change::Closed { session, connection, at, with_will: false, expiry_seconds: None };
             let _said_by_commit = commit(worker, &self.seat.key.tenant, &closed).await;
         }
     }
@@ -353,6 +357,10 @@ async fn take_seat(
     let tenant = shared.pubsub.broker.tenant(&who.tenant);
     let before = tenant.session(&key);
     let will = asked.will.take().map(|will| *will);
+    if let Some(before) = before.as_ref().filter(|before| before.is_elsewhere()) {
+        claim(worker, &key, id, before).await?;
+    }
+    let before = tenant.session(&key);
     let is_for_log = expiry_seconds > 0 || will.is_some() || (before.is_some() && !asked.clean);
     let at = shared.clock.now();
     let mut session = None;
@@ -361,7 +369,8 @@ async fn take_seat(
         if before.is_none() && !tenant.has_room_for_sessions() {
             return Err((Unwelcome::Quota, "sessions"));
         }
-        let opened = Change::Opened { key: key.clone(), clean: asked.clean, expiry_seconds, will, at };
+        let (clean, connection) = (asked.clean, id);
+        let opened = Change::Opened { key: key.clone(), clean, expiry_seconds, will, connection, at };
         let offset = commit(worker, &key.tenant, &opened).await?;
         session = tenant.session(&key);
         present = session.as_ref().is_some_and(|s| !s.is_opened_at(offset));
@@ -369,6 +378,21 @@ async fn take_seat(
         commit(worker, &key.tenant, &Change::Ended { session: before.id, at }).await?;
     }
     Ok(Plan { seat, who, asked, assigned_client_id, tenant, session, present, expiry_seconds, settled })
+}
+
+/// Asks the gateway that has the client to let it go: what the client sends next comes after all that it has sent there.
+/// One that does not answer is not waited for.
+async fn claim(
+    worker: &Worker,
+    key: &SessionKey,
+    connection: u64,
+    before: &Session,
+) -> Result<(), (Unwelcome, &'static str)> {
+    commit(worker, &key.tenant, &Change::Claimed { key: key.clone(), connection }).await?;
+    match timeout_checked(CLAIM_SECONDS_MAX, worker.shared.pubsub.let_go(before)).await {
+        Ok(Err(_closed)) => Err((Unwelcome::Unavailable, "journal")),
+        Ok(Ok(())) | Err(()) => Ok(()),
+    }
 }
 
 async fn commit(
@@ -432,6 +456,10 @@ fn enter(io: &Stream, listener: &Listener, worker: &Rc<Worker>, wire: Wire, plan
     }));
     connection.in_log_until.set(shared.pubsub.end(shared.pubsub.partition_of(&connection.who.tenant)));
     worker.enters(&connection);
+    if connection.session().is_none() && shared.pubsub.has_company() {
+        let seated = Change::Seated { key: connection.key.clone(), connection: id };
+        worker.append_unhurried(&connection, &seated);
+    }
     connection.write(|out| {
         connection.wire.welcome(
             Welcome {
@@ -512,12 +540,14 @@ impl Client {
         if session.id.is_logged() {
             let closed = Change::Closed {
                 session: session.id,
+                connection: connection.id,
                 at: worker.shared.clock.now(),
                 with_will: goodbye.is_none_or(|g| g.with_will) && !self.is_disabled(),
                 expiry_seconds: goodbye.and_then(|g| g.expiry_seconds),
             };
             worker.log_change(connection, &closed);
         } else {
+            worker.shared.pubsub.wants_no_more(&connection.who.tenant, session.filters());
             connection.tenant.end(session);
         }
     }
@@ -677,11 +707,15 @@ impl Client {
                 return connection.finish(Code::ServerBusy, &error.to_string());
             }
             connection.tenant.subscribe(session, taken, at);
+            let new: Vec<&str> = new.into_iter().collect();
+            if let Err(error) = pubsub.wants(&connection.who.tenant, &new).await {
+                return connection.finish(Code::ServerBusy, &error.to_string());
+            }
         } else if !taken.is_empty() {
             let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();
             let change = Change::Subscribed { session: session.id, subscriptions, at };
-            match worker.shared.pubsub.commit(&connection.who.tenant, &change).await {
-                Ok(_) => {}
+            match worker.shared.pubsub.commit_everywhere(&connection.who.tenant, &change).await {
+                Ok(()) => {}
                 Err(AppendError::Full { .. }) => {
                     let refused = granted.iter_mut().filter(|granted| matches!(granted, Granted::Qos(_)));
                     refused.for_each(|granted| *granted = Granted::Quota);
@@ -710,6 +744,8 @@ impl Client {
                 }
             } else {
                 let ended = connection.tenant.unsubscribe(session, filters.iter().map(|f| f.as_str()));
+                let gone = filters.iter().zip(&ended).filter(|(_, ended)| **ended).map(|(filter, _)| filter);
+                worker.shared.pubsub.wants_no_more(&connection.who.tenant, gone.map(|f| f.as_str()));
                 for (known, ended) in known.iter_mut().zip(ended) {
                     *known = known.map(|_| ended);
                 }
@@ -811,7 +847,8 @@ impl Client {
             packets: Default::default(),
         });
         let once_by_log = publish.qos == QoS::ExactlyOnce && session.is_logged();
-        match connection.tenant.publish(&message, once_by_log || self.publishes_in_log(worker)) {
+        let in_log = once_by_log || self.publishes_in_log(worker) || !worker.shared.pubsub.knows_all();
+        match connection.tenant.publish(&message, in_log) {
             Published::Delivered(_) => {
                 if let Some(packet_id) = publish.packet_id {
                     connection.repeat(packet_id, publish.qos);

@@ -5,21 +5,29 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Release},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits, Session, SessionId};
-use dunlin_journal::{AppendError, Batch, Journal, Offset, Partition, ReadError, Topic};
-use dunlin_model::{Clock, chain};
-use tokio::sync::{Notify, oneshot};
+use dunlin_broker::{Broker, Change, DamagedSnapshot, GatewayNumber, Limits, News, Session, SessionId};
+use dunlin_journal::{
+    AppendError, Appended, Batch, Journal, Membership, Offset, Partition, ReadError, Topic, Turn,
+};
+use dunlin_model::{Clock, DeviceId, TenantId, chain};
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::{Notify, oneshot, watch};
 
-use crate::{sessions::Sessions, statistics::Statistics};
+use crate::{
+    company::{Company, Lease, Silence, Wishes},
+    sessions::{Access, Revoked, Sessions},
+    statistics::Statistics,
+};
 
-/// As whom the journal knows how far the snapshots are.
+/// As whom the journal knows how far the snapshots are. Of several gateways one has each partition: it writes the
+/// snapshots, and says what time has brought.
 const CONSUMER: &str = "sessions";
 const READ_BYTES_MAX: usize = 1 << 20;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -48,6 +56,9 @@ pub enum RecoverError {
     Ended,
 }
 
+/// Snapshots that are looked for when the newest is replaced meanwhile.
+const SNAPSHOT_TRIES: usize = 10;
+
 /// Pub/sub of all tenants, and its place in the log.
 #[derive(Debug)]
 pub(crate) struct PubSub {
@@ -55,10 +66,30 @@ pub(crate) struct PubSub {
     /// Which connection has which client id.
     pub(crate) seats: Sessions,
     journal: Arc<dyn Journal>,
+    /// As the other gateways know this one.
+    name: String,
+    lease: Lease,
+    wishes: Wishes,
     followed: Box<[Followed]>,
     /// Something was appended, or the end has come.
     news: Notify,
+    /// What others have said may be what somebody waits for.
+    others: Notify,
+    /// How far the log has this gateway.
+    standing: watch::Sender<Standing>,
+    /// To take back what was taken back elsewhere.
+    access: OnceLock<Access>,
     stopping: AtomicBool,
+}
+
+/// How a gateway stands with those that share the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The journal has not taken it yet.
+    Coming,
+    There,
+    /// The others go on without it.
+    Gone,
 }
 
 /// How far one partition is applied, and who waits for more.
@@ -77,15 +108,50 @@ pub(crate) struct Follower {
 }
 
 impl PubSub {
-    fn new(journal: Arc<dyn Journal>, limits: Limits) -> Self {
+    fn new(journal: Arc<dyn Journal>, limits: Limits, company: &Company) -> Self {
         let partitions = journal.partitions(Topic::Sessions);
         Self {
             broker: Broker::new(partitions, limits),
             seats: Sessions::default(),
             journal,
+            name: company.name().to_owned(),
+            lease: Lease::new(company),
+            wishes: Wishes::default(),
             followed: (0..partitions).map(|_| Followed::default()).collect(),
             news: Notify::new(),
+            others: Notify::new(),
+            standing: watch::Sender::new(Standing::Coming),
+            access: OnceLock::new(),
             stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether other gateways may share the journal.
+    pub(crate) fn has_company(&self) -> bool {
+        self.lease.beat().is_some()
+    }
+
+    /// Whether what is known here says all about who wants a message. If not, it goes by the log.
+    pub(crate) fn knows_all(&self) -> bool {
+        self.lease.holds()
+    }
+
+    /// The first connection of this gateway, as all gateways count them.
+    pub(crate) fn first_connection(&self) -> u64 {
+        self.broker.me().map_or(1, |me| me.connection(1))
+    }
+
+    /// From here on access is taken back here, too, when another process takes it back.
+    pub(crate) fn takes_back(&self, access: Access) {
+        // There is one gateway, which says this once.
+        let _ = self.access.set(access);
+    }
+
+    /// Comes back when the other gateways have gone on without this one.
+    pub(crate) async fn left_behind(&self) {
+        let mut standing = self.standing.subscribe();
+        if standing.wait_for(|standing| *standing == Standing::Gone).await.is_err() {
+            std::future::pending().await
         }
     }
 
@@ -95,12 +161,106 @@ impl PubSub {
 
     /// Logs a change, and returns its offset once it is durable and applied.
     pub(crate) async fn commit(&self, tenant: &str, change: &Change<'_>) -> Result<u64, AppendError> {
+        if *self.standing.borrow() != Standing::There {
+            return Err(AppendError::Unreachable { reason: "it does not know this gateway now".into() });
+        }
         let at = self.partition_of(tenant);
-        let mut batch = Batch::default();
-        batch.push_with(|out| change.encode(out));
-        let offset = self.journal.append(at, batch).await?.first.0;
+        let offset = self.append(at, [change]).await?.first.0;
         self.news.notify_one();
         self.applied(at, offset + 1).await.map(|()| offset)
+    }
+
+    /// The same of a change that every gateway must know before it holds: comes back when each has said so, or is gone.
+    pub(crate) async fn commit_everywhere(
+        &self,
+        tenant: &str,
+        change: &Change<'_>,
+    ) -> Result<(), AppendError> {
+        let offset = self.commit(tenant, change).await?;
+        self.known_everywhere(self.partition_of(tenant), offset + 1).await
+    }
+
+    fn append<'c, 'a: 'c>(
+        &self,
+        at: Partition,
+        changes: impl IntoIterator<Item = &'c Change<'a>>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let mut batch = Batch::default();
+        for change in changes {
+            batch.push_with(|out| change.encode(out));
+        }
+        self.journal.append(at, batch)
+    }
+
+    /// A client whose session is in no log wants what these filters match, which it did not before. Comes back when
+    /// every gateway knows.
+    pub(crate) async fn wants(&self, tenant: &str, filters: &[&str]) -> Result<(), AppendError> {
+        let Some(gateway) = self.broker.me().filter(|_| self.has_company()) else { return Ok(()) };
+        let at = self.partition_of(tenant);
+        let (mut end, telling) = self.wishes.add(tenant, filters, |untold| {
+            let wanted = untold.iter().map(|filter| (*filter).into()).collect();
+            self.append(at, [&Change::Wanted { gateway, tenant: tenant.into(), filters: wanted }])
+        });
+        if let Some(telling) = telling {
+            let told = telling.await?.first.0 + 1;
+            self.wishes.told(tenant, filters, told);
+            self.news.notify_one();
+            end = end.max(told);
+        }
+        self.applied(at, end).await?;
+        self.known_everywhere(at, end).await
+    }
+
+    /// It does not want it any more.
+    pub(crate) fn wants_no_more(&self, tenant: &str, filters: impl IntoIterator<Item = impl AsRef<str>>) {
+        if self.has_company() {
+            self.wishes.drop(tenant, filters);
+        }
+    }
+
+    async fn known_everywhere(&self, at: Partition, end: u64) -> Result<(), AppendError> {
+        self.when_others(|| self.broker.others_have_applied(at.index, end)).await
+    }
+
+    /// Comes back when no other gateway has the connection of the session.
+    pub(crate) async fn let_go(&self, session: &Session) -> Result<(), AppendError> {
+        self.when_others(|| !session.is_elsewhere()).await
+    }
+
+    /// Waits for what others say in the log.
+    async fn when_others(&self, is_so: impl Fn() -> bool) -> Result<(), AppendError> {
+        loop {
+            let mut said = std::pin::pin!(self.others.notified());
+            said.as_mut().enable();
+            if is_so() {
+                return Ok(());
+            }
+            if *self.standing.borrow() == Standing::Gone {
+                return Err(AppendError::Closed);
+            }
+            said.await;
+        }
+    }
+
+    /// Tells the others what nobody wants any more here.
+    async fn forget_wishes(&self) {
+        let Some(gateway) = self.broker.me() else { return };
+        let telling = self.wishes.forget_idle(|tenant, filters| {
+            let filters = filters.iter().map(|filter| (&**filter).into()).collect();
+            self.append(
+                self.partition_of(tenant),
+                [&Change::Unwanted { gateway, tenant: tenant.into(), filters }],
+            )
+        });
+        for (idle, telling) in telling {
+            if let Err(error) = telling.await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "other gateways send what nobody wants here for a while yet"
+                );
+                self.wishes.still_idle(idle);
+            }
+        }
     }
 
     /// Until all before `end` is applied, which the log holds.
@@ -125,12 +285,9 @@ impl PubSub {
     async fn silence_disowned(&self) {
         let mut left = Vec::new();
         for device in self.seats.take_disowned() {
-            let mut batch = Batch::default();
-            for change in self.broker.silence(&device.tenant, &device.device) {
-                batch.push_with(|out| change.encode(out));
-            }
-            if !batch.is_empty()
-                && let Err(error) = self.journal.append(self.partition_of(&device.tenant), batch).await
+            let changes = self.broker.silence(&device.tenant, &device.device);
+            if !changes.is_empty()
+                && let Err(error) = self.append(self.partition_of(&device.tenant), &changes).await
             {
                 tracing::warn!(error = chain(&error), device = %device.device, "the journal did not take a will back");
                 left.push(device);
@@ -171,9 +328,10 @@ impl Follower {
         clock: Clock,
         directory: PathBuf,
         limits: Limits,
+        company: &Company,
         statistics: Statistics,
     ) -> Result<Self, RecoverError> {
-        let pubsub = Arc::new(PubSub::new(journal, limits));
+        let pubsub = Arc::new(PubSub::new(journal, limits, company));
         let (recovered, recovering) = std::sync::mpsc::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -210,8 +368,12 @@ async fn follow(
     let partitions = pubsub.followed.len() as u16;
     let mut places = Vec::new();
     for index in 0..partitions {
-        let place = Place::recover(&pubsub, index, &directory).await;
-        match place {
+        // Nobody is connected yet who was connected then, and nobody may be before this has its place in the log.
+        let place = async {
+            let mut place = Place::recover(&pubsub, index, &directory).await?;
+            place.join(&pubsub, &clock).await.map(|()| place)
+        };
+        match place.await {
             Ok(place) => places.push(place),
             Err(error) => {
                 let _gone = recovered.send(Err(error));
@@ -219,18 +381,22 @@ async fn follow(
             }
         }
     }
-    // Nobody is connected yet who was connected then, and nobody may be before this has its place in the log.
-    for place in &mut places {
-        let abandoned = pubsub.broker.abandoned(place.at.index);
-        place.log(&pubsub, abandoned.iter().map(|session| closed(session, &clock)).collect()).await;
-    }
     let _gone = recovered.send(Ok(()));
+    let mut duties = pubsub.journal.join(CONSUMER, Topic::Sessions);
+    let mut progress = pubsub.journal.progress();
     loop {
+        while let Some(turn) = duties.next().now_or_never() {
+            take_turn(turn, &duties, &mut places, &pubsub, &clock).await;
+        }
         let stopping = pubsub.stopping.load(Acquire);
         let mut failed = false;
         pubsub.silence_disowned().await; // Before their time may come.
+        pubsub.forget_wishes().await;
         for place in &mut places {
-            if let Err(error) = place.step(&pubsub, &clock).await {
+            if let Err(error) = place.step(&pubsub, &clock, stopping).await {
+                if pubsub.has_company() && matches!(error, ReadError::Gone { .. }) {
+                    pubsub.standing.send_replace(Standing::Gone); // The others have not waited.
+                }
                 tracing::error!(error = chain(&error), partition = %place.at, "sessions wait");
                 failed = true;
             }
@@ -240,9 +406,24 @@ async fn follow(
             return;
         }
         statistics.show(&pubsub);
-        let pause = if failed { PAUSE_AFTER_ERROR } else { TICK };
-        let _tick = tokio::time::timeout(pause, pubsub.news.notified()).await;
+        let pause = if failed { PAUSE_AFTER_ERROR } else { TICK.min(pubsub.lease.beat().unwrap_or(TICK)) };
+        tokio::select! {
+            () = pubsub.news.notified() => {}
+            Ok(()) = progress.changed(), if pubsub.has_company() && !failed => {}
+            turn = duties.next() => take_turn(turn, &duties, &mut places, &pubsub, &clock).await,
+            () = tokio::time::sleep(pause) => {}
+        }
     }
+}
+
+async fn take_turn(turn: Turn, duties: &Membership, places: &mut [Place], pubsub: &PubSub, clock: &Clock) {
+    let (Turn::Given(at) | Turn::Asked(at) | Turn::Lost(at)) = turn;
+    let Some(place) = places.get_mut(usize::from(at.index)) else { return };
+    if matches!(turn, Turn::Asked(_)) {
+        place.keep(pubsub, clock, true).await;
+        duties.release(at);
+    }
+    place.is_duty = matches!(turn, Turn::Given(_));
 }
 
 /// One partition of the topic.
@@ -250,7 +431,14 @@ async fn follow(
 struct Place {
     at: Partition,
     position: u64,
-    path: PathBuf,
+    directory: PathBuf,
+    /// Of all gateways, this one writes the snapshots and says what time has brought.
+    is_duty: bool,
+    silence: Silence,
+    /// When this gateway said last that it is there.
+    said: Option<Duration>,
+    /// Somebody waits until this gateway says how far it is.
+    is_waited_for: bool,
     /// Up to where the snapshot on disk is.
     kept: u64,
     kept_when: Instant,
@@ -263,14 +451,12 @@ struct Place {
 impl Place {
     async fn recover(pubsub: &PubSub, index: u16, directory: &Path) -> Result<Self, RecoverError> {
         let at = Partition::new(Topic::Sessions, index);
-        let path = directory.join(format!("{index}.snapshot"));
-        let from = match std::fs::read(&path) {
-            Ok(bytes) => pubsub
+        let from = match newest_snapshot(directory, index)? {
+            Some((path, bytes)) => pubsub
                 .broker
                 .restore(index, &bytes)
-                .map_err(|source| RecoverError::Snapshot { path: path.clone(), source })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(source) => return Err(RecoverError::Io { path, source }),
+                .map_err(|source| RecoverError::Snapshot { path, source })?,
+            None => 0,
         };
         let extent = pubsub.journal.extent(at);
         if from > extent.next.0 {
@@ -280,26 +466,98 @@ impl Place {
             tracing::error!(partition = %at, from, oldest = %extent.oldest, "changes of sessions were deleted before they were in a snapshot");
         }
         let position = from.clamp(extent.oldest.0, extent.next.0);
-        let (now, abandoned) = (Instant::now(), BTreeSet::new());
-        let mut place =
-            Self { at, position, path, kept: position, kept_when: now, ticked: now, swept: now, abandoned };
+        let now = Instant::now();
+        let mut place = Self {
+            at,
+            position,
+            directory: directory.to_owned(),
+            is_duty: false,
+            silence: Silence::default(),
+            said: None,
+            is_waited_for: false,
+            kept: position,
+            kept_when: now,
+            ticked: now,
+            swept: now,
+            abandoned: BTreeSet::new(),
+        };
         while place.read(pubsub, false).await? {}
         Ok(place)
     }
 
-    async fn step(&mut self, pubsub: &PubSub, clock: &Clock) -> Result<(), ReadError> {
+    /// Takes part in the log; what an earlier run had open is closed with that. A journal that takes nothing now is asked
+    /// again later.
+    async fn join(&mut self, pubsub: &PubSub, clock: &Clock) -> Result<(), RecoverError> {
+        loop {
+            // All partitions know this gateway by the number that the first gave it.
+            let next = || pubsub.broker.next_gateway(self.at.index);
+            let gateway = pubsub.broker.me().unwrap_or_else(next);
+            let joined = pubsub.append(self.at, [&self.joined(pubsub, gateway, clock)]).await;
+            match joined {
+                Ok(joined) => {
+                    while self.position <= joined.first.0 {
+                        self.read(pubsub, false).await?;
+                    }
+                    if !pubsub.broker.has_gateway(self.at.index, gateway, &pubsub.name) {
+                        continue; // Another one came at the same moment.
+                    }
+                    pubsub.standing.send_replace(Standing::There);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "the journal does not take the word of this gateway that it is there; no session is opened until it does"
+                    );
+                    pubsub.standing.send_replace(Standing::Coming);
+                }
+            }
+            pubsub.broker.is_gateway(gateway);
+            return Ok(());
+        }
+    }
+
+    fn joined<'p>(&self, pubsub: &'p PubSub, gateway: GatewayNumber, clock: &Clock) -> Change<'p> {
+        Change::Joined { gateway, name: pubsub.name.as_str().into(), at: clock.now() }
+    }
+
+    async fn step(&mut self, pubsub: &PubSub, clock: &Clock, is_last: bool) -> Result<(), ReadError> {
         while self.read(pubsub, true).await? {}
+        self.say(pubsub, clock, is_last).await;
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
-            let due = pubsub.broker.due(self.at.index, clock.now());
-            self.log(pubsub, due).await;
+            if self.is_duty {
+                let mut due = pubsub.broker.due(self.at.index, clock.now());
+                let gone = self.silence.gone().into_iter();
+                due.extend(gone.map(|gateway| Change::Gone { gateway, at: clock.now() }));
+                self.log(pubsub, due).await;
+            }
             if self.swept.elapsed() >= SWEEP {
                 self.swept = Instant::now();
                 self.sweep(pubsub, clock).await;
             }
-            while self.read(pubsub, true).await? {}
         }
+        while self.read(pubsub, true).await? {}
         Ok(())
+    }
+
+    /// Says to the other gateways that this one is there, how far it is, or that it leaves.
+    async fn say(&mut self, pubsub: &PubSub, clock: &Clock, is_last: bool) {
+        let Some(gateway) = pubsub.broker.me() else { return };
+        let standing = *pubsub.standing.borrow();
+        if standing == Standing::Coming {
+            return self.log(pubsub, vec![self.joined(pubsub, gateway, clock)]).await;
+        }
+        let Some(beat) = pubsub.lease.beat().filter(|_| standing == Standing::There) else { return };
+        if is_last {
+            return self.log(pubsub, vec![Change::Gone { gateway, at: clock.now() }]).await;
+        }
+        let sent = pubsub.lease.now();
+        if self.is_waited_for || self.said.is_none_or(|said| said + beat <= sent) {
+            self.said = Some(sent);
+            self.is_waited_for = false;
+            let heard = Change::Heard { gateway, applied: self.position, sent: sent.as_micros() as u64 };
+            self.log(pubsub, vec![heard]).await;
+        }
     }
 
     /// Applies a stretch of the log; false at its end.
@@ -311,15 +569,58 @@ impl Place {
         let stretch = pubsub.journal.read(self.at, Offset(self.position), READ_BYTES_MAX).await?;
         for entries in &stretch {
             for entry in entries.iter() {
-                let applied = pubsub.broker.apply(self.at.index, entry.offset.0, entry.bytes, live);
-                if let Err(error) = applied {
-                    tracing::error!(error = chain(&error), offset = %entry.offset, "a change of a session was skipped");
+                match pubsub.broker.apply(self.at.index, entry.offset.0, entry.bytes, live) {
+                    Ok(news) if live => self.hear(pubsub, news),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::error!(error = chain(&error), offset = %entry.offset, "a change of a session was skipped");
+                    }
                 }
             }
             self.position = entries.next().0;
             pubsub.set_applied(self.at.index, self.position);
+            pubsub.others.notify_waiters();
         }
         Ok(!stretch.is_empty())
+    }
+
+    /// What a change means here, besides what has become of the sessions.
+    fn hear(&mut self, pubsub: &PubSub, news: News) {
+        let Some(me) = pubsub.broker.me() else { return };
+        match news {
+            News::Nothing | News::Closed => {}
+            News::Subscribed => self.is_waited_for = true,
+            News::Seated { key, connection } => pubsub.seats.seated(&key, connection, me),
+            News::Claimed { key, connection } => pubsub.seats.claimed(&key, connection, me),
+            News::Heard { gateway, sent } if gateway == me => {
+                let sent = Duration::from_micros(sent);
+                pubsub.lease.renew(sent);
+                if let Some(beat) = pubsub.lease.beat() {
+                    let others = pubsub.broker.gateways(self.at.index).into_iter();
+                    self.silence.lasts(sent, beat, others.filter(|other| *other != me));
+                }
+            }
+            News::Heard { gateway, .. } => self.silence.broken(gateway),
+            News::Joined(gateway) if gateway == me => {
+                let is_this = pubsub.broker.has_gateway(self.at.index, me, &pubsub.name);
+                pubsub.standing.send_replace(if is_this { Standing::There } else { Standing::Gone });
+            }
+            News::Joined(_) if pubsub.broker.has_gateway(self.at.index, me, &pubsub.name) => {}
+            News::Joined(_) => _ = pubsub.standing.send_replace(Standing::Gone),
+            News::Gone(gateway) => {
+                self.silence.broken(gateway);
+                if gateway == me && !pubsub.stopping.load(Acquire) {
+                    pubsub.standing.send_replace(Standing::Gone);
+                }
+            }
+            News::Revoked { tenant, device, is_disabled } => {
+                let of = (tenant.parse::<TenantId>(), device.parse::<DeviceId>());
+                if let (Some(access), (Ok(tenant), Ok(device))) = (pubsub.access.get(), of) {
+                    let what = if is_disabled { Revoked::Device } else { Revoked::Token };
+                    access.revoke_here(&tenant, &device, what);
+                }
+            }
+        }
     }
 
     /// Closes the sessions whose connection has ended without a word in the log: its handshake was cut short, or the
@@ -344,12 +645,8 @@ impl Place {
 
     /// Logs what the server itself has found out; it has its place in the log when this returns. What the journal
     /// does not take is found again.
-    fn log(&self, pubsub: &PubSub, changes: Vec<Change<'static>>) -> impl Future<Output = ()> + use<> {
-        let mut batch = Batch::default();
-        for change in changes {
-            batch.push_with(|out| change.encode(out));
-        }
-        let appending = (!batch.is_empty()).then(|| pubsub.journal.append(self.at, batch));
+    fn log(&self, pubsub: &PubSub, changes: Vec<Change<'_>>) -> impl Future<Output = ()> + use<> {
+        let appending = (!changes.is_empty()).then(|| pubsub.append(self.at, &changes));
         async move {
             let Some(appending) = appending else { return };
             if let Err(error) = appending.await {
@@ -358,8 +655,11 @@ impl Place {
         }
     }
 
-    /// Writes a snapshot if it is time for one.
+    /// Writes a snapshot if it is this gateway's to write, and time for one.
     async fn keep(&mut self, pubsub: &PubSub, clock: &Clock, at_once: bool) {
+        if !self.is_duty {
+            return;
+        }
         let records = self.position - self.kept;
         let is_time =
             records >= SNAPSHOT_AFTER_RECORDS || self.kept_when.elapsed() >= SNAPSHOT_AFTER || at_once;
@@ -368,8 +668,9 @@ impl Place {
         }
         self.kept_when = Instant::now();
         let bytes = pubsub.broker.snapshot(self.at.index, self.position, clock.now());
-        if let Err(error) = replace(&self.path, &bytes) {
-            tracing::error!(path = %self.path.display(), %error, "snapshot of the sessions not written; the journal keeps what it needs");
+        if let Err(error) = write_snapshot(&self.directory, self.at.index, self.position, &bytes) {
+            let directory = self.directory.display();
+            tracing::error!(%directory, %error, "snapshot of the sessions not written; the journal keeps what it needs");
             return;
         }
         self.kept = self.position;
@@ -381,19 +682,58 @@ impl Place {
 
 /// The connection is gone and has left no word.
 fn closed(session: &Session, clock: &Clock) -> Change<'static> {
-    Change::Closed { session: session.id, at: clock.now(), with_will: true, expiry_seconds: None }
+    let (connection, at) = (session.opened_by(), clock.now());
+    Change::Closed { session: session.id, connection, at, with_will: true, expiry_seconds: None }
 }
 
-/// The file is whole or as it was, also after a power cut.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+/// The snapshots of a partition, each with the offset up to which it goes, the newest first. Nobody replaces another's: a
+/// gateway that was taken for gone, and writes one all the same, writes an older one.
+fn snapshots(directory: &Path, index: u16) -> io::Result<Vec<(u64, PathBuf)>> {
+    let files = match std::fs::read_dir(directory) {
+        Ok(files) => files.collect::<Result<Vec<_>, _>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let prefix = format!("{index}-");
+    let next = |name: &str| name.strip_prefix(&prefix)?.strip_suffix(".snapshot")?.parse().ok();
+    let named = files.iter().filter_map(|file| Some((next(file.file_name().to_str()?)?, file.path())));
+    let mut all: Vec<_> = named.collect();
+    all.sort_by(|one, other| other.cmp(one));
+    Ok(all)
+}
+
+fn newest_snapshot(directory: &Path, index: u16) -> Result<Option<(PathBuf, Vec<u8>)>, RecoverError> {
+    let in_directory = |source| RecoverError::Io { path: directory.to_owned(), source };
+    for _ in 0..SNAPSHOT_TRIES {
+        let Some((_, path)) = snapshots(directory, index).map_err(in_directory)?.into_iter().next() else {
+            return Ok(None);
+        };
+        match std::fs::read(&path) {
+            Ok(bytes) => return Ok(Some((path, bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // There is a newer one by now.
+            Err(source) => return Err(RecoverError::Io { path, source }),
+        }
+    }
+    Err(in_directory(io::ErrorKind::NotFound.into()))
+}
+
+/// It is whole or not there, also after a power cut; then the older ones go.
+fn write_snapshot(directory: &Path, index: u16, next: u64, bytes: &[u8]) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
+    let path = directory.join(format!("{index}-{next}.snapshot"));
     let fresh = path.with_extension("fresh");
     let mut file = std::fs::File::create(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&fresh, path)?;
-    std::fs::File::open(directory)?.sync_all()
+    std::fs::rename(&fresh, &path)?;
+    std::fs::File::open(directory)?.sync_all()?;
+    for (_, older) in snapshots(directory, index)?.into_iter().filter(|(other, _)| *other < next) {
+        match std::fs::remove_file(older) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use dunlin_broker::SessionKey;
-use dunlin_model::{DeviceId, TenantId};
+use dunlin_broker::{Change, GatewayNumber, SessionKey};
+use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
+use dunlin_model::{DeviceId, Slot, TenantId};
 use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -50,6 +51,8 @@ struct State {
 struct Home {
     connection: u64,
     worker: Orders,
+    /// The log says that it has the client id.
+    is_logged: bool,
     /// It is to end: its worker was told.
     ending: Option<Ending>,
     /// The connection that takes over, once this one has left.
@@ -88,15 +91,11 @@ impl Sessions {
         }
         match state.homes.get_mut(key) {
             None => {
-                let home = Home { connection, worker: worker.clone(), ending: None, next: None };
-                state.homes.insert(key.clone(), home);
+                state.homes.insert(key.clone(), Home::new(connection, worker.clone()));
                 Entry::In { settled: state.settled.contains(key) }
             }
             Some(home) => {
-                home.finish(Ending {
-                    code: Code::TakenOver,
-                    why: "another connection has this client id now",
-                });
+                home.finish(TAKEN_OVER);
                 let (next, turn) = oneshot::channel();
                 home.next = Some(next);
                 Entry::Wait(turn)
@@ -111,8 +110,28 @@ impl Sessions {
             return None;
         }
         let (worker, _nobody) = mpsc::unbounded_channel();
-        homes.insert(key.clone(), Home { connection: Held::CONNECTION, worker, ending: None, next: None });
+        homes.insert(key.clone(), Home::new(Held::CONNECTION, worker));
         Some(Held { sessions: self.clone(), key: key.clone() })
+    }
+
+    /// The log says that the connection has the client id. One that had it before, elsewhere, ends.
+    pub(crate) fn seated(&self, key: &SessionKey, connection: u64, me: GatewayNumber) {
+        let mut state = self.lock();
+        let Some(home) = state.homes.get_mut(key) else { return };
+        if home.connection == connection {
+            home.is_logged = true;
+        } else if home.is_logged && GatewayNumber::of(connection) != me {
+            home.finish(TAKEN_OVER);
+        }
+    }
+
+    /// A connection of another gateway wants the client id.
+    pub(crate) fn claimed(&self, key: &SessionKey, connection: u64, me: GatewayNumber) {
+        if GatewayNumber::of(connection) != me
+            && let Some(home) = self.lock().homes.get_mut(key)
+        {
+            home.finish(TAKEN_OVER);
+        }
     }
 
     /// Why the connection is to end, if it is: its worker may have been told before it knew the connection.
@@ -168,7 +187,13 @@ impl Sessions {
     }
 }
 
+const TAKEN_OVER: Ending = Ending { code: Code::TakenOver, why: "another connection has this client id now" };
+
 impl Home {
+    fn new(connection: u64, worker: Orders) -> Self {
+        Self { connection, worker, is_logged: false, ending: None, next: None }
+    }
+
     fn finish(&mut self, ending: Ending) {
         if self.ending.replace(ending).is_none() {
             // A worker that has stopped has no connections left.
@@ -262,8 +287,8 @@ pub enum Revoked {
 }
 
 impl Access {
-    /// Ends the device's connections, and lets those that speak for it ask again whether they may.
-    pub fn revoke(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+    /// Ends the device's connections to this gateway, and lets those that speak for it ask again whether they may.
+    pub fn revoke_here(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
         self.admissions.forget_all(); // First: whoever is asked about again is asked about there.
         self.accounts.of(tenant).revoked();
         let (code, why) = match what {
@@ -272,4 +297,19 @@ impl Access {
         };
         self.sessions.revoke(tenant, device, Ending { code, why });
     }
+}
+
+/// The same in all gateways that share the journal. It is done when each has read it there.
+pub async fn revoke_everywhere(
+    journal: &dyn Journal,
+    tenant: &TenantId,
+    device: &DeviceId,
+    what: Revoked,
+) -> Result<(), AppendError> {
+    let index = Slot::of(tenant, "").partition(journal.partitions(Topic::Sessions));
+    let (tenant, device) = ((**tenant).into(), (**device).into());
+    let revoked = Change::Revoked { tenant, device, is_disabled: what == Revoked::Device };
+    let mut batch = Batch::default();
+    batch.push_with(|out| revoked.encode(out));
+    journal.append(Partition::new(Topic::Sessions, index), batch).await.map(drop)
 }

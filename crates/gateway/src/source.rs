@@ -29,6 +29,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
+    company::Company,
     config::InvalidConfig,
     directory::{Admitted, Denied},
     tls::Certified,
@@ -44,7 +45,11 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Within a tokio runtime, if there is any source.
-    pub(crate) fn start(shared: &Arc<Shared>, registry: &mut Registry) -> Result<Self, InvalidConfig> {
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        company: &Company,
+        registry: &mut Registry,
+    ) -> Result<Self, InvalidConfig> {
         let stop = watch::Sender::new(false);
         let configs = &shared.config.source;
         if configs.is_empty() {
@@ -54,7 +59,7 @@ impl Sources {
         let of = |config: &SourceConfig| {
             let source = Source {
                 shared: shared.clone(),
-                config: config.clone(),
+                config: config.of_process(company.name()),
                 mapping: config.mapping()?,
                 metrics: metrics.of(&config.name),
             };

@@ -2,10 +2,13 @@ mod bounds; // of every number
 mod journal; // which one
 mod roles; // what this process does
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use dunlin_alerting::ChannelConfig;
-use dunlin_gateway::{ClientCertificates, Tls, TlsConfig};
+use dunlin_gateway::{ClientCertificates, Company, Tls, TlsConfig};
 use dunlin_model::Clock;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +111,17 @@ impl Config {
         let text = std::fs::read_to_string(file)
             .map_err(|error| Failure::Invalid(format!("read {}: {error}", file.display())))?;
         toml::from_str(&text).map_err(|error| Failure::Invalid(format!("{}: {error}", file.display())))
+    }
+
+    /// Whether other processes may have gateways on the same journal.
+    pub(crate) fn company(&self) -> Company {
+        match &self.journal {
+            JournalChoice::Kafka(kafka) if !self.roles.are_all() => Company::Others {
+                name: kafka.member.clone(),
+                silence_max: Duration::from_secs(kafka.session_seconds_max),
+            },
+            _ => Company::Alone,
+        }
     }
 
     /// Everything the types do not say. No port is open and no file is touched before this has passed.

@@ -145,7 +145,7 @@ proptest! {
             match step {
                 Step::Push(qos) => {
                     payload += 1;
-                    prop_assert!(outbox.push(queued(payload, qos), ROOM));
+                    prop_assert!(outbox.push(queued(payload, qos), ROOM, false));
                     if qos != Qos::AtMostOnce {
                         unacknowledged.insert(payload);
                     }
@@ -215,15 +215,15 @@ fn publish(outgoing: Option<Outgoing>) -> Delivery {
 #[test]
 fn a_packet_id_is_not_given_away_while_its_message_is_under_way() {
     let mut outbox = Outbox::default();
-    assert!(outbox.push(queued(1, Qos::AtLeastOnce), ROOM));
+    assert!(outbox.push(queued(1, Qos::AtLeastOnce), ROOM, false));
     let first = publish(outbox.next(10, NOW)).packet_id.unwrap();
     for payload in 2..=PACKET_IDS {
-        assert!(outbox.push(queued(payload, Qos::AtLeastOnce), ROOM));
+        assert!(outbox.push(queued(payload, Qos::AtLeastOnce), ROOM, false));
         let packet = publish(outbox.next(10, NOW)).packet_id.unwrap();
         assert_ne!(packet, first);
         outbox.acknowledge(packet);
     }
-    assert!(outbox.push(queued(PACKET_IDS + 1, Qos::AtLeastOnce), ROOM));
+    assert!(outbox.push(queued(PACKET_IDS + 1, Qos::AtLeastOnce), ROOM, false));
     assert!(outbox.next(10, NOW).is_none(), "its packet id is taken");
     outbox.acknowledge(first);
     assert_eq!(publish(outbox.next(10, NOW)).packet_id, Some(first));
@@ -234,10 +234,10 @@ fn room_is_counted_in_messages_and_bytes() {
     let of = |bytes| Queued { message: message(1, bytes, None), ..queued(1, Qos::AtLeastOnce) };
     let room = |messages, bytes| Some(Room { messages, bytes });
     let mut outbox = Outbox::default();
-    assert!(outbox.push(of(1_000), room(1, 10)), "one message always fits");
-    assert!(!outbox.push(of(1), room(1, 1 << 20)), "no second message");
-    assert!(!outbox.push(of(1_000), room(9, 2_000)), "no more bytes");
-    assert!(outbox.push(of(1_000), room(9, 3_000)));
+    assert!(outbox.push(of(1_000), room(1, 10), false), "one message always fits");
+    assert!(!outbox.push(of(1), room(1, 1 << 20), false), "no second message");
+    assert!(!outbox.push(of(1_000), room(9, 2_000), false), "no more bytes");
+    assert!(outbox.push(of(1_000), room(9, 3_000), false));
     assert_eq!(outbox.next_number(), 4, "what was dropped has had its number");
     let numbers: Vec<u64> = outbox.reliable().map(|(_, entry)| entry.number).collect();
     assert_eq!(numbers, [1, 4]);
@@ -247,7 +247,7 @@ fn room_is_counted_in_messages_and_bytes() {
 fn what_is_too_old_is_not_sent_and_does_not_wait_for_the_window() {
     let mut outbox = Outbox::default();
     let old = Queued { message: message(2, 0, Some(5)), ..queued(2, Qos::AtLeastOnce) };
-    assert!(outbox.push(queued(1, Qos::AtLeastOnce), ROOM) && outbox.push(old, ROOM));
+    assert!(outbox.push(queued(1, Qos::AtLeastOnce), ROOM, false) && outbox.push(old, ROOM, false));
     publish(outbox.next(1, NOW));
     assert!(outbox.next(1, Timestamp::from_micros(4)).is_none(), "the window is full");
     let late = outbox.next(1, Timestamp::from_micros(5));
@@ -259,7 +259,7 @@ fn what_is_too_old_is_not_sent_and_does_not_wait_for_the_window() {
 fn the_log_ends_messages_by_their_number() {
     let mut outbox = Outbox::default();
     for payload in 1..=4 {
-        assert!(outbox.push(queued(payload, Qos::ExactlyOnce), None));
+        assert!(outbox.push(queued(payload, Qos::ExactlyOnce), None, true));
     }
     outbox.apply_acknowledged(2);
     outbox.apply_received(3);
@@ -278,7 +278,8 @@ fn the_log_ends_messages_by_their_number() {
 #[test]
 fn a_message_is_received_when_the_log_says_so() {
     let mut outbox = Outbox::default();
-    assert!(outbox.push(queued(1, Qos::ExactlyOnce), ROOM) && outbox.push(queued(2, Qos::AtLeastOnce), ROOM));
+    assert!(outbox.push(queued(1, Qos::ExactlyOnce), ROOM, false));
+    assert!(outbox.push(queued(2, Qos::AtLeastOnce), ROOM, false));
     let packet = publish(outbox.next(9, NOW)).packet_id.unwrap();
     let other = publish(outbox.next(9, NOW)).packet_id.unwrap();
     assert_eq!(outbox.under_way(packet), Acknowledged::Message(1));

@@ -2,6 +2,7 @@
 
 mod world; // a broker, its log, its clients
 
+mod gateways; // several on one log
 mod replay; // the log alone brings everything back
 mod retained;
 mod sessions; // openings, ends, wills, repetitions

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_broker::{
-    Acknowledged, Broker, Change, Message, Outgoing, Qos, RetainHandling, Session, Subscription, Will,
+    Acknowledged, Broker, Change, GatewayNumber, Message, Outgoing, Qos, RetainHandling, Session,
+    Subscription, Will,
 };
 use dunlin_model::Timestamp;
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -305,7 +306,9 @@ fn with_restarts(history: &World, cuts: &BTreeSet<usize>) -> World {
     for (offset, bytes) in history.log.iter().enumerate() {
         if cuts.contains(&offset) {
             let snapshot = world.broker.snapshot(0, offset as u64, history.now);
+            let me = world.broker.me().unwrap();
             world.broker = Broker::new(1, LIMITS);
+            world.broker.is_gateway(me);
             world.broker.tenant(TENANT);
             last = world.broker.restore(0, &snapshot).unwrap() as usize;
             assert_eq!(last, offset);
@@ -340,5 +343,20 @@ proptest! {
         prop_assert_eq!(&observe(&mut replayed), &expected, "replayed");
         prop_assert_eq!(&observe(&mut restarted), &expected, "restarted at {:?}", cuts);
         prop_assert_eq!(&observe(&mut restored), &expected, "restored");
+    }
+
+    #[test]
+    fn every_gateway_on_the_log_has_the_same_state(steps in vec(step(), 1..80)) {
+        let mut history = History::new();
+        steps.into_iter().for_each(|step| history.step(step));
+        history.end();
+        let world = history.world;
+        let other = Broker::new(1, LIMITS);
+        other.is_gateway(GatewayNumber::of(2 << 40));
+        for (offset, bytes) in (0..).zip(&world.log) {
+            other.apply(0, offset, bytes, true).unwrap();
+        }
+        let end = world.log.len() as u64;
+        prop_assert_eq!(other.snapshot(0, end, world.now), world.broker.snapshot(0, end, world.now));
     }
 }

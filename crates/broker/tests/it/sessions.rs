@@ -152,7 +152,13 @@ fn a_disconnect_may_change_how_long_the_session_lasts() {
         let mut world = World::new();
         let session = world.open("client", lasting(100));
         let at = world.now;
-        world.log(&Change::Closed { session: session.id, at, with_will: false, expiry_seconds });
+        world.log(&Change::Closed {
+            session: session.id,
+            connection: session.opened_by(),
+            at,
+            with_will: false,
+            expiry_seconds,
+        });
         assert_eq!(world.session("client").is_some(), is_there);
         world.pass(seconds(11));
         assert_eq!(world.session("client").is_some(), expiry_seconds.is_none());
@@ -217,8 +223,8 @@ fn a_message_that_is_too_old_is_not_sent() {
 fn bytes_that_are_no_change_are_told_apart() {
     for (bytes, says) in [
         (&[][..], "not a change: it is empty"),
-        (&[9, 0][..], "a change of version 9, not 1"),
-        (&[1, 99][..], "not a change"),
+        (&[9, 0][..], "a change of version 9, not 2"),
+        (&[2, 99][..], "not a change"),
     ] {
         let error = World::new().broker.apply(0, 0, bytes, false).unwrap_err();
         assert!(error.to_string().starts_with(says), "{error}");

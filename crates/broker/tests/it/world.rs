@@ -4,8 +4,8 @@ use std::sync::{
 };
 
 use dunlin_broker::{
-    Broker, Change, Counts, Home, Limits, Message, Outgoing, Publication, Published, Qos, RetainHandling,
-    Session, SessionId, SessionKey, Subscription, Tenant, Will,
+    Broker, Change, Counts, GatewayNumber, Home, Limits, Message, Outgoing, Publication, Published, Qos,
+    RetainHandling, Session, SessionId, SessionKey, Subscription, Tenant, Will,
 };
 use dunlin_model::Timestamp;
 
@@ -53,7 +53,22 @@ impl World {
     pub(crate) fn with(limits: Limits) -> Self {
         let broker = Broker::new(1, limits);
         broker.tenant(TENANT);
-        Self { broker, log: Vec::new(), now: seconds(0), connections: 0 }
+        let mut world = Self { broker, log: Vec::new(), now: seconds(0), connections: 0 };
+        world.join("alone");
+        world
+    }
+
+    /// The gateway takes part in the log.
+    pub(crate) fn join(&mut self, name: &str) -> GatewayNumber {
+        let gateway = self.broker.next_gateway(0);
+        self.broker.is_gateway(gateway);
+        self.log(&Change::Joined { gateway, name: name.into(), at: self.now });
+        gateway
+    }
+
+    /// Of this gateway.
+    pub(crate) fn connection(&self, nth: u64) -> u64 {
+        self.broker.me().expect("it has joined").connection(nth)
     }
 
     /// What a start finds: the log, applied from its beginning.
@@ -94,7 +109,8 @@ impl World {
     /// Opens a session for the log, and attaches a connection to it.
     pub(crate) fn open(&mut self, client: &str, open: Open) -> Arc<Session> {
         let Open { clean, expiry_seconds, will } = open;
-        self.log(&Change::Opened { key: key(client), clean, expiry_seconds, will, at: self.now });
+        let connection = self.connection(self.connections + 1);
+        self.log(&Change::Opened { key: key(client), clean, expiry_seconds, will, connection, at: self.now });
         let session = self.session(client).expect("it was opened");
         self.attach(&session);
         session
@@ -102,7 +118,7 @@ impl World {
 
     /// A session that is in no log.
     pub(crate) fn live(&mut self, client: &str) -> Arc<Session> {
-        let session = Session::live(SessionId::live(self.connections + 1), key(client));
+        let session = Session::live(SessionId::live(self.connection(self.connections + 1)), key(client));
         self.attach(&session);
         session
     }
@@ -110,7 +126,7 @@ impl World {
     pub(crate) fn attach(&mut self, session: &Session) -> Arc<Wakes> {
         self.connections += 1;
         let wakes = Arc::new(Wakes::default());
-        session.attach(wakes.clone(), self.connections);
+        session.attach(wakes.clone(), self.connection(self.connections));
         wakes
     }
 
@@ -120,9 +136,9 @@ impl World {
 
     /// The connection ends.
     pub(crate) fn close(&mut self, session: &Session, with_will: bool) {
-        (0..=self.connections).for_each(|connection| session.detach(connection));
-        let closed = Change::Closed { session: session.id, at: self.now, with_will, expiry_seconds: None };
-        self.log(&closed);
+        (0..=self.connections).for_each(|connection| session.detach(self.connection(connection)));
+        let (connection, at) = (session.opened_by(), self.now);
+        self.log(&Change::Closed { session: session.id, connection, at, with_will, expiry_seconds: None });
     }
 
     pub(crate) fn subscribe(&mut self, session: &Arc<Session>, filter: &str, subscription: Subscription) {

@@ -30,10 +30,11 @@ struct Lab {
 impl Lab {
     async fn with_an_open_session() -> Self {
         let journal = Arc::new(MemoryJournal::with_clock(1, clock()));
-        let pubsub = PubSub::new(journal, PubSubConfig::default().limits());
+        let pubsub = PubSub::new(journal, PubSubConfig::default().limits(), &Company::Alone);
         let directory = tempfile::tempdir().unwrap();
         let index = pubsub.partition_of(TENANT).index;
-        let place = Place::recover(&pubsub, index, directory.path()).await.unwrap();
+        let mut place = Place::recover(&pubsub, index, directory.path()).await.unwrap();
+        place.join(&pubsub, &clock()).await.unwrap();
         let mut lab = Self { pubsub, place, _directory: directory };
         lab.opens().await;
         lab
@@ -49,8 +50,9 @@ impl Lab {
             expiry_seconds: None,
             properties: Default::default(),
         };
+        let (will, connection) = (Some(will), self.pubsub.first_connection());
         let opened =
-            Change::Opened { key: key(), clean: false, expiry_seconds: 100, will: Some(will), at: AT };
+            Change::Opened { key: key(), clean: false, expiry_seconds: 100, will, connection, at: AT };
         self.place.log(&self.pubsub, vec![opened]).await;
         self.catch_up().await;
     }
@@ -101,8 +103,8 @@ async fn a_session_whose_client_id_is_taken_is_left_alone() {
 async fn a_late_goodbye_counts_and_the_sweep_does_not() {
     let mut lab = Lab::with_an_open_session().await;
     lab.sweeps().await;
-    let session = lab.pubsub.broker.abandoned(0)[0].id;
-    let goodbye = Change::Closed { session, at: AT, with_will: false, expiry_seconds: None };
+    let (session, connection) = (lab.pubsub.broker.abandoned(0)[0].id, lab.pubsub.first_connection());
+    let goodbye = Change::Closed { session, connection, at: AT, with_will: false, expiry_seconds: None };
     lab.place.log(&lab.pubsub, vec![goodbye]).await; // It is not applied yet.
     lab.place.sweep(&lab.pubsub, &clock()).await;
     lab.catch_up().await;

@@ -181,6 +181,16 @@ impl SourceConfig {
             .map_err(|must| InvalidConfig { field: "source.topics", must })
     }
 
+    /// Each of several processes is another client of the broker.
+    pub(super) fn of_process(&self, name: &str) -> Self {
+        let client_id = match (self.client_id.as_str(), name) {
+            ("", "") => String::new(),
+            ("", name) => format!("{}-{name}", self.client_id()),
+            (said, _) => said.to_owned(),
+        };
+        Self { client_id, ..self.clone() }
+    }
+
     pub(super) fn client_id(&self) -> String {
         match self.client_id.as_str() {
             "" => format!("dunlin-{}", self.name),

@@ -8,8 +8,8 @@ use std::{
 };
 
 use dunlin_gateway::{
-    Account, Admitted, Certified, ChildAnswer, Config, Denied, Directory, Door, Gateway, ListenerConfig,
-    StartError, Tls, TlsConfig,
+    Account, Admitted, Certified, ChildAnswer, Company, Config, Denied, Directory, Door, Gateway,
+    ListenerConfig, StartError, Tls, TlsConfig,
 };
 use dunlin_journal::{
     AppendError, Appended, Batch, Entries, Extent, Health, Journal, MemoryJournal, Offset, Partition,
@@ -332,6 +332,7 @@ impl Lab {
             directory.clone(),
             clock,
             sessions.path().into(),
+            &Company::Alone,
             &mut registry,
         )?;
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,7 +8,7 @@ const READING: &[u8] = br#"{"temperature":21.5}"#;
 impl Lab {
     fn revoke(&self, device: &str, what: Revoked) {
         self.directory.revoke(device);
-        self.gateway.access().revoke(&TenantId::default_tenant(), &device.parse().unwrap(), what);
+        self.gateway.access().revoke_here(&TenantId::default_tenant(), &device.parse().unwrap(), what);
     }
 
     async fn connected_as(&self, version: u8, client_id: &str, token: &str) -> Client {

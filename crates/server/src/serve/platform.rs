@@ -8,9 +8,9 @@ use std::{
 
 use dunlin_alerting::CONSUMER as ALERTING;
 use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView};
-use dunlin_gateway::{Access, GatewayView};
+use dunlin_gateway::{Access, GatewayView, revoke_everywhere};
 use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
-use dunlin_model::{Clock, DeviceId, TenantId};
+use dunlin_model::{Clock, DeviceId, TenantId, chain};
 use dunlin_pipeline::{
     CheckpointStatus, GROUPS, GroupsStatus, PIPELINE as RULES, PipelineView, RejectedView, STORE, Status,
     StoreView,
@@ -44,6 +44,8 @@ pub(crate) struct ServerPlatform {
     pub(crate) rules: Option<PipelineView>,
     pub(crate) gateway: Option<GatewayView>,
     pub(crate) access: Option<Access>,
+    /// Other processes may have gateways.
+    pub(crate) has_company: bool,
     pub(crate) ledger: Option<Ledger>,
     pub(crate) clock: Clock,
     pub(crate) metrics: Mutex<Metrics>,
@@ -106,14 +108,27 @@ impl Platform for ServerPlatform {
         }
     }
 
-    fn revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+    fn revoked<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        device: &'a DeviceId,
+        what: Revoked,
+    ) -> BoxFuture<'a, Result<(), String>> {
         let what = match what {
             Revoked::Token => dunlin_gateway::Revoked::Token,
             Revoked::Device => dunlin_gateway::Revoked::Device,
         };
         if let Some(access) = &self.access {
-            access.revoke(tenant, device, what);
+            access.revoke_here(tenant, device, what);
         }
+        async move {
+            if !self.has_company {
+                return Ok(());
+            }
+            let revoked = revoke_everywhere(&*self.journal, tenant, device, what).await;
+            revoked.map_err(|error| chain(&error))
+        }
+        .boxed()
     }
 
     fn clock_ahead_micros<'a>(

@@ -175,6 +175,7 @@ impl Running {
                 directory,
                 clock.clone(),
                 config.data.join("sessions"),
+                &config.company(),
                 &mut metrics,
             )?;
             near.is_through(started.view());
@@ -192,6 +193,7 @@ impl Running {
             rules: pipeline.as_ref().map(Pipeline::view),
             gateway: gateway.as_ref().map(Gateway::view),
             access: gateway.as_ref().map(Gateway::access),
+            has_company: !config.roles.are_all(),
             ledger,
             clock: clock.clone(),
             metrics: Mutex::new(metrics),
@@ -296,7 +298,14 @@ impl Running {
                 None => std::future::pending().await,
             }
         };
+        let left_behind = async {
+            match &self.gateway {
+                Some(gateway) => gateway.left_behind().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = left_behind => "gateway: the others go on without this one: it was not heard of, or its name is another's".into(),
             reason = self.stores.journal.broken() => format!("journal: {reason}"),
             reason = store_broken => format!("store: {reason}"),
             role = self.turns.over() => format!("the role {role:?} is another process's: this one was not heard of"),

@@ -10,12 +10,9 @@ use crate::{
     exit::Failure,
 };
 
-/// The roles, and the topics of one partition that stand for them. The rules share theirs.
-const ALONE: [(Role, &str, Topic); 3] = [
-    (Role::Gateway, "role.gateway", Topic::Sessions),
-    (Role::Store, "role.store", Topic::Rejected),
-    (Role::Alerting, "role.alerting", Topic::Alerts),
-];
+/// The roles, and the topics of one partition that stand for them. Gateways and the rules share theirs.
+const ALONE: [(Role, &str, Topic); 2] =
+    [(Role::Store, "role.store", Topic::Rejected), (Role::Alerting, "role.alerting", Topic::Alerts)];
 
 #[derive(Debug, Default)]
 pub(super) struct Turns(Vec<(Role, Membership)>);

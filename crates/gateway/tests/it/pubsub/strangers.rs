@@ -94,7 +94,7 @@ async fn a_revoked_device_gets_nothing_that_waited_for_it() {
     let (mut reader, _) = connected(&lab, 4, "reader").await;
     subscribed(&mut reader, 4, "news", 1).await;
     lab.directory.revoke("reader");
-    lab.gateway.access().revoke(&TenantId::default_tenant(), &"reader".parse().unwrap(), Revoked::Token);
+    lab.gateway.access().revoke_here(&TenantId::default_tenant(), &"reader".parse().unwrap(), Revoked::Token);
     assert!(reader.is_closed().await);
     let mut writer = lab.connected(4, "writer").await;
     writer.send(&publish(4, 1, 1, "news", b"secret")).await;
@@ -158,7 +158,7 @@ async fn a_disabled_device_leaves_no_will() {
     until_logged(&lab, |change| matches!(change, Change::Closed { .. }), 2).await;
     let revoke = |token: &str, what| {
         lab.directory.revoke(token);
-        lab.gateway.access().revoke(&TenantId::default_tenant(), &token.parse().unwrap(), what);
+        lab.gateway.access().revoke_here(&TenantId::default_tenant(), &token.parse().unwrap(), what);
     };
     revoke("away", Revoked::Device);
     until_logged(&lab, |change| matches!(change, Change::Silenced { .. }), 1).await;
