@@ -193,66 +193,6 @@ def test_one_that_stands_still_and_one_whose_clock_jumps_call_nobody_silent(hous
         heater.loop_stop()
 
 
-def test_a_gateway_dies_and_the_next_one_has_its_sessions(houses):
-    house = houses()
-    first = house.process("gateway", "gateway-1")
-    second = house.process("gateway", "gateway-2", wait=False)
-    token = house.back.add_device("listener")
-    sender = connected(first, house.back.add_device("sender"))
-    heard = []
-
-    def listen(gateway):
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
-        client.username_pw_set(token)
-        present = []
-        client.on_connect = lambda _client, _data, flags, _reason, _properties: present.append(flags.session_present)
-        client.on_message = lambda _client, _data, message: heard.append((message.topic, message.payload))
-        client.connect("127.0.0.1", gateway.mqtt_port)
-        client.loop_start()
-        until("connected", lambda: present)
-        return client, present[0]
-
-    listener, present = listen(first)
-    assert not present
-    subscribed = []
-    listener.on_subscribe = lambda *_: subscribed.append(True)
-    listener.subscribe("news/#", qos=1)
-    until("subscribed", lambda: subscribed)
-    listener.disconnect()
-    listener.loop_stop()
-    for topic, retain in (("news/1", False), ("facts/1", True)):
-        sender.publish(topic, "x", qos=1, retain=retain).wait_for_publish(20)
-    say(sender, {"temperature": 1})
-    with pytest.raises(OSError):
-        connected(second, token)
-    assert second.process.poll() is None
-
-    sender.loop_stop()
-    began = time.monotonic()
-    first.kill()
-    until("the next one opens its doors", second.is_ready, seconds=30)
-    took = time.monotonic() - began
-    listener, present = listen(second)
-    assert present
-    until("what waited comes", lambda: ("news/1", b"x") in heard)
-    listener.subscribe("facts/#", qos=1)
-    until("what is retained is known", lambda: ("facts/1", b"x") in heard)
-    listener.disconnect()
-    listener.loop_stop()
-    sender = connected(second, house.back.add_device("sender-2"))
-    say(sender, {"temperature": 2})
-    sender.disconnect()
-    sender.loop_stop()
-    # Another process counts what it has heard of.
-    until("both are stored", lambda: house.back.settle()["stored"] == 2)
-    # The first comes back, and waits.
-    first.start(wait=False)
-    until("it waits", lambda: first.log().count("waiting for its turn") == 2)
-    time.sleep(2)
-    assert first.process.poll() is None and second.is_ready()
-    print(f"another gateway is at the doors after {took:.1f} s")
-
-
 def test_every_role_restarts_under_load(houses, tmp_path, loads):
     house = houses()
     gateway = house.process("gateway", "gateway-1")

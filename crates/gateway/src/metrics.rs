@@ -138,6 +138,14 @@ struct PubSubCollector(Arc<PubSub>);
 
 impl Collector for PubSubCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gateways = ConstGauge::new(self.0.broker.gateways(0).len() as i64);
+        let help = "Gateways that share the journal, as this one knows them";
+        let shared = encoder.encode_descriptor("dunlin_gateways", help, None, gateways.metric_type())?;
+        gateways.encode(shared)?;
+        let knows_all = ConstGauge::new(i64::from(self.0.knows_all()));
+        let help = "Whether the others have heard of this gateway lately, so that it goes by what it knows";
+        let heard = encoder.encode_descriptor("dunlin_gateway_heard", help, None, knows_all.metric_type())?;
+        knows_all.encode(heard)?;
         let tenants = self.0.broker.counts();
         type Of = fn(&Counts) -> u64;
         let gauges: [(&str, &str, Of); 3] = [
