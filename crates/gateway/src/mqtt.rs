@@ -372,7 +372,9 @@ async fn take_seat(
         let (clean, connection) = (asked.clean, id);
         let opened = Change::Opened { key: key.clone(), clean, expiry_seconds, will, connection, at };
         let offset = commit(worker, &key.tenant, &opened).await?;
-        session = tenant.session(&key);
+        // The log takes no word of a gateway that the others have gone on without.
+        let opened = tenant.session(&key).filter(|session| session.opened_by() == id);
+        session = Some(opened.ok_or((Unwelcome::Unavailable, "left_behind"))?);
         present = session.as_ref().is_some_and(|s| !s.is_opened_at(offset));
     } else if let Some(before) = before {
         commit(worker, &key.tenant, &Change::Ended { session: before.id, at }).await?;

@@ -335,6 +335,7 @@ impl Lab {
             &Company::Alone,
             &mut registry,
         )?;
+        journal.arrived.send_modify(|n| *n -= 1); // Its own word that it is there.
         let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = door.local_addr().unwrap();
         let routes = gateway.http_routes();

@@ -319,11 +319,12 @@ async fn a_start_finds_the_sessions_whatever_became_of_the_snapshot() {
     assert!(std::sync::Arc::ptr_eq(&journal, &lab.journal));
 
     // An older snapshot, with one half written beside it, and more in the log since.
-    let (mut late, _) = connected(&lab, 5, "late").await;
+    let later = lab.crashed().await;
+    let (mut late, _) = connected(&later, 5, "late").await;
     subscribed(&mut late, 5, "news", 1).await;
     let leftover = tempfile::tempdir().unwrap();
     save(kept.path(), leftover.path());
-    std::fs::write(leftover.path().join("0.fresh"), b"dunlinS1 half").unwrap();
+    std::fs::write(leftover.path().join("0.fresh"), b"dunlinS2 half").unwrap();
     for directory in [leftover, tempfile::tempdir().unwrap()] {
         let after = lab.crashed_with(directory).await.unwrap();
         for name in ["client", "late"] {
