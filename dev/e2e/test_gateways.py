@@ -52,8 +52,8 @@ def balancer(gateways, directory):
 
 @pytest.fixture
 def company(houses):  # noqa: F811
-    """A house with two gateways."""
-    house = houses()
+    """A house with two gateways; alerts are published, too, by a process that has none."""
+    house = houses(settings='[[alerting.channel]]\nkind = "mqtt"\nname = "bus"\ntopic = "alerts/{device}"\n')
     house.gateways = [house.process("gateway", f"gateway-{n}") for n in (1, 2)]
     return house
 
@@ -62,7 +62,7 @@ class Client:
     """A client of MQTT 5 that remembers what it was told."""
 
     def __init__(self, port, token, name, clean=False, will=None):
-        self.messages, self.sessions, self.goodbyes = [], [], []
+        self.token, self.messages, self.sessions, self.goodbyes = token, [], [], []
         self.granted, self.ended = {}, {}
         self.lock = threading.Lock()
         self.paho = paho.Client(
@@ -289,6 +289,19 @@ def test_gateways_die_and_restart_under_load_and_nothing_is_lost(company, client
     assert pipeline.process.poll() is None
     check_nothing_lost(company.back, tmp_path, [load.record], unrecorded_max=10**9)
     print(f"{said} messages, each read; a session went on after {', '.join(f'{seconds:.1f}' for seconds in took)} s; {result}")
+
+
+def test_what_a_process_without_a_gateway_publishes_comes_by_every_gateway(company, clients):
+    company.process("pipeline", "rules-1")
+    listeners = [clients(n, f"listener-{n}", clean=n == 0).subscribe("alerts/#") for n in (0, 1)]
+    away = clients(0, "away").subscribe("alerts/#")
+    away.close()
+    heater = clients(1, "heater", company.back.add_device("heat-0"))
+    heater.publish("v1/telemetry", json.dumps({"heat": 90}))
+    for client in (*listeners, away := clients(1, "away", away.token)):
+        until("the alert comes", lambda client=client: [topic for topic, _ in client.messages] == ["alerts/heat-0"])
+        assert json.loads(client.messages[0][1])["rule"] == "hot"
+    assert away.present
 
 
 def test_readings_of_one_device_by_both_gateways_are_one_series(company):

@@ -50,15 +50,15 @@ def receiver():
 def houses(kafkas, platforms, receiver, tmp_path):
     """Makes processes of one platform, on one machine: they share a directory."""
 
-    def make(brokers=1):
-        return House(kafkas(brokers), platforms, receiver, tmp_path)
+    def make(brokers=1, settings=""):
+        return House(kafkas(brokers), platforms, receiver, tmp_path, settings)
 
     return make
 
 
 class House:
-    def __init__(self, kafka, platforms, receiver, directory):
-        self.kafka, self.platforms, self.receiver = kafka, platforms, receiver
+    def __init__(self, kafka, platforms, receiver, directory, settings=""):
+        self.kafka, self.platforms, self.receiver, self.settings = kafka, platforms, receiver, settings
         self.directory = directory
         self.data = directory / "data"
         (self.data / "rules").mkdir(parents=True)
@@ -71,6 +71,7 @@ class House:
         config += "[pipeline]\ncheckpoint_seconds = 2\ninflow_seconds_max = 2\n"
         config += "[alerting.flapping]\nfirings = 1000\n"
         config += f'[[alerting.channel]]\nkind = "webhook"\nname = "hook"\nurl = "{self.receiver.url}"\nprivate_network = true\n'
+        config += self.settings
         return self.platforms(config, data=self.data, roles=roles).start(env, wait)
 
     def told(self):

@@ -210,7 +210,7 @@ impl Broker {
             }
             Change::Published(publication) => {
                 if state.is_first(&publication) {
-                    self.tenant(&publication.tenant).apply_published(&publication, live);
+                    self.tenant(&publication.tenant).apply_published(&publication, offset, live);
                 }
             }
             Change::Acknowledged { session, number } => {

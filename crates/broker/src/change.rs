@@ -144,7 +144,8 @@ pub struct Publication<'a> {
     pub publisher: Option<SessionId>,
     /// QoS 2 of a logged session: the packet id, by which a repetition is known.
     pub packet_id: Option<u16>,
-    /// For each shared subscription that matched, by group and filter: the member whose turn it was.
+    /// For each shared subscription that matched, by group and filter: the member whose turn it was, if whoever published
+    /// knew of it.
     pub chosen: Vec<(Cow<'a, str>, SessionId)>,
 }
 

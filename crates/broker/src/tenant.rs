@@ -100,8 +100,8 @@ type Targets<'a> = SmallVec<[Target<'a>; 4]>;
 enum Choice<'c> {
     /// Whose turn it is.
     Turn,
-    /// Who was chosen when the message was logged, by group and filter.
-    Made(&'c [(Cow<'c, str>, SessionId)]),
+    /// Who was chosen when the message was logged, by group and filter. Where nobody was, the number leads to one.
+    Made(&'c [(Cow<'c, str>, SessionId)], u64),
     /// Who this number leads to, by what is in the log alone.
     Seeded(u64),
 }
@@ -175,10 +175,10 @@ impl Tenant {
     }
 
     /// A publish that is in the log.
-    pub(crate) fn apply_published(&self, publication: &Publication<'_>, live: bool) {
+    pub(crate) fn apply_published(&self, publication: &Publication<'_>, offset: u64, live: bool) {
         self.published.fetch_add(1, Relaxed);
         let message = Arc::new(publication.message());
-        self.distribute(&message, Choice::Made(&publication.chosen), live);
+        self.distribute(&message, Choice::Made(&publication.chosen, offset), live);
         if message.retain {
             self.retain(&message);
         }
@@ -438,13 +438,13 @@ impl Tenant {
                     group.choose().inspect(|m| turns.push((group.name.to_string(), m.session.id)))
                 }
                 Choice::Seeded(seed) => group.choose_by_log(seed, me),
-                Choice::Made(chosen) => {
+                Choice::Made(chosen, seed) => {
                     let of_group = chosen.iter().find(|(name, _)| **name == *group.name);
                     match of_group {
                         // One of this gateway's clients: which one, it alone knows.
                         Some((_, id)) if me.is_some_and(|me| *id == me.clients()) => group.choose_here(),
                         Some((_, id)) => group.members.get(id),
-                        None => None,
+                        None => group.choose_by_log(seed, me),
                     }
                 }
             };

@@ -1,16 +1,23 @@
 use std::sync::Arc;
 
 use dunlin_broker::{Change, Message, Publication, Published, Qos, TopicFault, check_topic};
-use dunlin_journal::AppendError;
-use dunlin_model::Clock;
+use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
+use dunlin_model::{Clock, Slot};
 
 use crate::pubsub::PubSub;
 
 /// Publishes in a tenant for the server itself, at least once.
 #[derive(Debug, Clone)]
 pub struct Announcer {
-    pub(crate) pubsub: Arc<PubSub>,
-    pub(crate) clock: Clock,
+    way: Way,
+    clock: Clock,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    Gateway(Arc<PubSub>),
+    /// The gateways are other processes.
+    Log(Arc<dyn Journal>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +31,16 @@ pub enum AnnounceError {
 }
 
 impl Announcer {
-    /// Comes back when all who are connected have it in their queues, and it is in the log for those who are not.
+    pub(crate) fn of_gateway(pubsub: Arc<PubSub>, clock: Clock) -> Self {
+        Self { way: Way::Gateway(pubsub), clock }
+    }
+
+    /// Of a process without a gateway: all those on the journal send what it publishes.
+    pub fn by_log(journal: Arc<dyn Journal>, clock: Clock) -> Self {
+        Self { way: Way::Log(journal), clock }
+    }
+
+    /// Comes back when it is in the log, or all who are connected and want it have it in their queues.
     pub async fn publish(
         &self,
         tenant: &str,
@@ -33,36 +49,58 @@ impl Announcer {
         retain: bool,
     ) -> Result<(), AnnounceError> {
         check_topic(topic).map_err(|source| AnnounceError::Topic { topic: topic.to_owned(), source })?;
-        let at = self.clock.now();
-        let message = Arc::new(Message {
-            topic: topic.into(),
-            payload: payload.into(),
-            qos: Qos::AtLeastOnce,
-            retain,
-            expires_at: None,
-            properties: None,
-            publisher: None,
-            packets: Default::default(),
-        });
-        let chosen = match self.pubsub.broker.tenant(tenant).publish(&message, !self.pubsub.knows_all()) {
-            Published::Delivered(_) => return Ok(()),
-            Published::RetainedFull => return Err(AnnounceError::RetainedFull),
-            Published::Log { chosen } => chosen,
+        let published = |payload, chosen| {
+            Change::Published(Publication {
+                tenant: tenant.into(),
+                topic: topic.into(),
+                payload,
+                qos: Qos::AtLeastOnce,
+                retain,
+                at: self.clock.now(),
+                expires_at: None,
+                properties: None,
+                publisher: None,
+                packet_id: None,
+                chosen,
+            })
         };
-        let change = Change::Published(Publication {
-            tenant: tenant.into(),
-            topic: topic.into(),
-            payload: &message.payload,
-            qos: message.qos,
-            retain,
-            at,
-            expires_at: None,
-            properties: None,
-            publisher: None,
-            packet_id: None,
-            chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
-        });
-        self.pubsub.commit(tenant, &change).await?;
+        match &self.way {
+            Way::Gateway(pubsub) => {
+                let message = Arc::new(message(topic, payload, retain));
+                let in_log = !pubsub.knows_all();
+                let chosen = match pubsub.broker.tenant(tenant).publish(&message, in_log) {
+                    Published::Delivered(_) => return Ok(()),
+                    Published::RetainedFull => return Err(AnnounceError::RetainedFull),
+                    Published::Log { chosen } => chosen,
+                };
+                let chosen = chosen.into_iter().map(|(group, id)| (group.into(), id)).collect();
+                pubsub.commit(tenant, &published(&message.payload, chosen)).await?;
+            }
+            Way::Log(journal) => {
+                let mut batch = Batch::default();
+                batch.push_with(|out| published(&payload, Vec::new()).encode(out));
+                journal.append(of_tenant(&**journal, tenant), batch).await?;
+            }
+        }
         Ok(())
     }
+}
+
+fn message(topic: &str, payload: Vec<u8>, retain: bool) -> Message {
+    Message {
+        topic: topic.into(),
+        payload: payload.into(),
+        qos: Qos::AtLeastOnce,
+        retain,
+        expires_at: None,
+        properties: None,
+        publisher: None,
+        packets: Default::default(),
+    }
+}
+
+/// Where changes of a tenant's sessions stand in the journal.
+pub(crate) fn of_tenant(journal: &dyn Journal, tenant: &str) -> Partition {
+    let partitions = journal.partitions(Topic::Sessions);
+    Partition::new(Topic::Sessions, Slot::of(tenant, "").partition(partitions))
 }

@@ -162,7 +162,7 @@ impl Gateway {
 
     /// To publish in a tenant as the server.
     pub fn announcer(&self) -> Announcer {
-        Announcer { pubsub: self.shared.pubsub.clone(), clock: self.shared.clock.clone() }
+        Announcer::of_gateway(self.shared.pubsub.clone(), self.shared.clock.clone())
     }
 
     /// How the gateway stands, also while somebody else stops it.

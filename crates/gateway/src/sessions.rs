@@ -8,12 +8,12 @@ use std::{
 };
 
 use dunlin_broker::{Change, GatewayNumber, SessionKey};
-use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
-use dunlin_model::{DeviceId, Slot, TenantId};
+use dunlin_journal::{AppendError, Batch, Journal};
+use dunlin_model::{DeviceId, TenantId};
 use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{account::Accounts, admissions::Admissions, wire::Code};
+use crate::{account::Accounts, admissions::Admissions, announce, wire::Code};
 
 /// What one worker tells another, or the gateway tells all of them.
 #[derive(Debug)]
@@ -306,10 +306,10 @@ pub async fn revoke_everywhere(
     device: &DeviceId,
     what: Revoked,
 ) -> Result<(), AppendError> {
-    let index = Slot::of(tenant, "").partition(journal.partitions(Topic::Sessions));
+    let at = announce::of_tenant(journal, tenant);
     let (tenant, device) = ((**tenant).into(), (**device).into());
     let revoked = Change::Revoked { tenant, device, is_disabled: what == Revoked::Device };
     let mut batch = Batch::default();
     batch.push_with(|out| revoked.encode(out));
-    journal.append(Partition::new(Topic::Sessions, index), batch).await.map(drop)
+    journal.append(at, batch).await.map(drop)
 }

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use dunlin_alerting::ChannelConfig;
 use dunlin_gateway::{ClientCertificates, Company, Tls, TlsConfig};
 use dunlin_model::Clock;
 use serde::{Deserialize, Serialize};
@@ -135,9 +134,7 @@ impl Config {
         self.registry.check().map_err(|e| invalid(&e))?;
         self.alerting.check().map_err(|e| invalid(&e))?;
         let is_shared = matches!(self.journal, JournalChoice::Kafka(_));
-        let is_mqtt = |channel: &ChannelConfig| matches!(channel, ChannelConfig::Mqtt(_));
-        let roles = self.roles.check(is_shared, self.alerting.channel.iter().any(is_mqtt));
-        roles.map_err(Failure::Invalid)?;
+        self.roles.check(is_shared).map_err(Failure::Invalid)?;
         bounds::check(self)?;
         for (name, address) in
             [("mqtt", &self.mqtt), ("http", &self.http), ("https.address", &self.https.address)]

@@ -88,6 +88,11 @@ impl Company {
         let Published::Log { chosen } = self.gateways[nth].tenant(TENANT).publish(&message, false) else {
             return false;
         };
+        self.log_published(&message, chosen);
+        true
+    }
+
+    fn log_published(&mut self, message: &Message, chosen: Vec<(String, SessionId)>) {
         self.log(&Change::Published(Publication {
             tenant: TENANT.into(),
             topic: (*message.topic).into(),
@@ -99,9 +104,8 @@ impl Company {
             properties: None,
             publisher: None,
             packet_id: None,
-            chosen: chosen.iter().map(|(group, id)| (group.as_str().into(), *id)).collect(),
+            chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
         }));
-        true
     }
 
     fn is_one_state(&self) {
@@ -153,6 +157,21 @@ fn a_message_for_those_who_share_goes_to_one_on_whichever_gateway() {
     let counts = members.map(|member| got(&member).len());
     assert_eq!(counts.iter().sum::<usize>(), 100);
     assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
+}
+
+/// As a process without a gateway publishes, which knows of no subscription.
+#[test]
+fn what_is_published_for_nobody_in_particular_reaches_one_of_those_who_share() {
+    let mut company = Company::new();
+    let members = [company.live(0, "0"), company.live(1, "1")];
+    for (nth, member) in members.iter().enumerate() {
+        company.listens(nth, member, "$share/g/a");
+    }
+    for n in 0..10 {
+        company.log_published(&message("a", &n.to_string(), AtLeastOnce), Vec::new());
+    }
+    let counts = members.map(|member| got(&member).len());
+    assert!(counts.iter().sum::<usize>() == 10 && counts.iter().all(|count| *count > 0), "{counts:?}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Roles {
     }
 
     /// What must be otherwise.
-    pub(crate) fn check(&self, is_shared_journal: bool, channels_need_gateway: bool) -> Result<(), String> {
+    pub(crate) fn check(&self, is_shared_journal: bool) -> Result<(), String> {
         if self.0.is_empty() {
             return Err("roles must name at least one".into());
         }
@@ -66,11 +66,6 @@ impl Roles {
         if self.has(Role::Console) && !self.has(Role::Store) {
             return Err(
                 "the role console needs the role store in the same process: the store is on its disk".into(),
-            );
-        }
-        if self.has(Role::Alerting) && !self.has(Role::Gateway) && channels_need_gateway {
-            return Err(
-                "channels of kind \"mqtt\" need the role gateway in the process of the role alerting".into(),
             );
         }
         Ok(())
@@ -84,16 +79,15 @@ mod tests {
     #[test]
     fn what_goes_together_is_said() {
         use Role::*;
-        Roles::default().check(false, true).unwrap();
-        let said = |roles: &[Role], shared, mqtt| Roles(roles.into()).check(shared, mqtt).unwrap_err();
-        assert!(said(&[], true, false).contains("at least one"));
-        assert!(said(&[Gateway], false, false).contains("kafka"));
-        assert!(said(&[Console], true, false).contains("store"));
-        assert!(said(&[Alerting], true, true).contains("gateway"));
+        Roles::default().check(false).unwrap();
+        let said = |roles: &[Role], shared| Roles(roles.into()).check(shared).unwrap_err();
+        assert!(said(&[], true).contains("at least one"));
+        assert!(said(&[Gateway], false).contains("kafka"));
+        assert!(said(&[Console], true).contains("store"));
         for roles in
             [&[Gateway][..], &[Pipeline], &[Store], &[Alerting], &[Store, Console], &[Gateway, Pipeline]]
         {
-            Roles(roles.into()).check(true, false).unwrap();
+            Roles(roles.into()).check(true).unwrap();
         }
     }
 }

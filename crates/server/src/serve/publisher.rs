@@ -1,4 +1,4 @@
-//! Alerting's way into a tenant's publish and subscribe: through the gateway.
+//! Alerting's way into a tenant's publish and subscribe: through the gateway of this process, or by the log to all of them.
 
 use std::sync::OnceLock;
 
@@ -7,14 +7,14 @@ use dunlin_gateway::Announcer;
 use dunlin_model::chain;
 use futures::future::BoxFuture;
 
-/// Before there is a gateway, nothing is taken; what is not taken is tried again.
+/// Before there is a way, nothing is taken; what is not taken is tried again.
 #[derive(Debug, Default)]
 pub(crate) struct GatewayPublisher(OnceLock<Announcer>);
 
 impl GatewayPublisher {
-    pub(crate) fn is_through(&self, gateway: Announcer) {
-        // There is one gateway in a process.
-        let _ = self.0.set(gateway);
+    pub(crate) fn is_through(&self, announcer: Announcer) {
+        // There is one way in a process.
+        let _ = self.0.set(announcer);
     }
 }
 

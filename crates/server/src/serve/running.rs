@@ -6,7 +6,7 @@ use std::{
 
 use dunlin_alerting::{Alerting, Desk, Publisher};
 use dunlin_console::{Console, Vitals};
-use dunlin_gateway::{Door, Gateway, Tls};
+use dunlin_gateway::{Announcer, Door, Gateway, Tls};
 use dunlin_journal::Journal;
 use dunlin_model::{Clock, chain};
 use dunlin_pipeline::{Inflow, Pipeline, RejectedCounter, StoreWriter};
@@ -154,7 +154,10 @@ impl Running {
         let publisher = Arc::new(GatewayPublisher::default());
         let mut alerting = None;
         if has(Role::Alerting) {
-            let publisher = has(Role::Gateway).then(|| publisher.clone() as Arc<dyn Publisher>);
+            if !has(Role::Gateway) {
+                publisher.is_through(Announcer::by_log(journal.clone(), clock.clone()));
+            }
+            let publisher = Some(publisher.clone() as Arc<dyn Publisher>);
             let (journal, registry) = (journal.clone(), registry.clone());
             let started =
                 Alerting::start(&config.alerting, journal, registry, clock.clone(), publisher, &mut metrics);
