@@ -53,7 +53,7 @@ pub struct Config {
 }
 
 /// What is remembered of devices that were let in. A token that is revoked and a device that is disabled are forgotten at
-/// once by the process that does it, and by others that use the same registry when the time is over.
+/// once by all gateways on the same journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdmissionConfig {
