@@ -104,13 +104,6 @@ impl Worker {
         }
     }
 
-    /// Logs what goes with others.
-    pub(crate) fn append_unhurried(&self, connection: &Connection, change: &Change<'_>) {
-        let mut record = Vec::new();
-        change.encode(&mut record);
-        self.appender.unhurried(connection.changes, &record);
-    }
-
     pub(crate) fn append_change(&self, connection: &Connection, change: &Change<'_>, waits: Waits<'_>) {
         let mut record = Vec::new();
         change.encode(&mut record);

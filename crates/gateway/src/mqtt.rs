@@ -460,7 +460,7 @@ fn enter(io: &Stream, listener: &Listener, worker: &Rc<Worker>, wire: Wire, plan
     worker.enters(&connection);
     if connection.session().is_none() && shared.pubsub.has_company() {
         let seated = Change::Seated { key: connection.key.clone(), connection: id };
-        worker.append_unhurried(&connection, &seated);
+        worker.append_change(&connection, &seated, None);
     }
     connection.write(|out| {
         connection.wire.welcome(

@@ -116,11 +116,15 @@ impl Sessions {
 
     /// The log says that the connection has the client id. One that had it before, elsewhere, ends.
     pub(crate) fn seated(&self, key: &SessionKey, connection: u64, me: GatewayNumber) {
-        let mut state = self.lock();
+        let state = &mut *self.lock();
+        let is_elsewhere = GatewayNumber::of(connection) != me;
+        if is_elsewhere {
+            state.settled.remove(key); // What it sends there it may repeat here.
+        }
         let Some(home) = state.homes.get_mut(key) else { return };
         if home.connection == connection {
             home.is_logged = true;
-        } else if home.is_logged && GatewayNumber::of(connection) != me {
+        } else if home.is_logged && is_elsewhere {
             home.finish(TAKEN_OVER);
         }
     }

@@ -123,3 +123,37 @@ async fn a_connection_waits_while_its_client_id_is_held() {
     assert!(matches!(seats.enter(&key(), 1, &orders, 0), Entry::In { .. }));
     assert!(seats.hold(&key()).is_none());
 }
+
+fn connections() -> (GatewayNumber, u64, u64) {
+    let [here, there] = [1, 2].map(|nth| GatewayNumber::of(nth << 40));
+    (here, here.connection(1), there.connection(1))
+}
+
+#[test]
+fn of_connections_at_two_gateways_the_later_in_the_log_has_the_client() {
+    let (me, own, foreign) = connections();
+    for (log, stays) in [([foreign, own], true), ([own, foreign], false)] {
+        let seats = Sessions::default();
+        let (orders, mut mailbox) = mpsc::unbounded_channel();
+        assert!(matches!(seats.enter(&key(), own, &orders, 0), Entry::In { .. }));
+        log.iter().for_each(|connection| seats.seated(&key(), *connection, me));
+        assert_eq!((seats.ending(&key(), own).is_none(), mailbox.try_recv().is_err()), (stays, stays));
+    }
+}
+
+#[test]
+fn what_a_client_has_sent_to_another_gateway_it_may_repeat_here() {
+    let (me, own, foreign) = connections();
+    let seats = Sessions::default();
+    let (orders, _mailbox) = mpsc::unbounded_channel();
+    let enters = || match seats.enter(&key(), own, &orders, 0) {
+        Entry::In { settled } => settled,
+        other => panic!("{other:?}"),
+    };
+    enters();
+    seats.leave(&key(), own, Last::Settled);
+    assert!(enters());
+    seats.leave(&key(), own, Last::Nothing);
+    seats.seated(&key(), foreign, me);
+    assert!(!enters());
+}
