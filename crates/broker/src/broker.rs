@@ -36,8 +36,8 @@ pub(crate) struct Partition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     Nothing,
-    /// Other gateways have to know of it before it holds: somebody has subscribed.
-    Subscribed,
+    /// A client of that gateway has subscribed, which holds when the others have said that they know.
+    Subscribed(GatewayNumber),
     /// The connection has the client id from here on.
     Seated {
         key: SessionKey,
@@ -48,7 +48,7 @@ pub enum News {
         key: SessionKey,
         connection: u64,
     },
-    /// The session of a client may be opened elsewhere.
+    /// A connection has let its client go.
     Closed,
     Heard {
         gateway: GatewayNumber,
@@ -114,9 +114,9 @@ impl Broker {
         self.me.get().copied()
     }
 
-    /// Whether all other gateways have applied what is before `end`.
-    pub fn others_have_applied(&self, partition: u16, end: u64) -> bool {
-        self.partition(partition).gateways.have_applied(end, self.me())
+    /// Up to where all other gateways have applied the log; without an end if there is no other.
+    pub fn applied_elsewhere(&self, partition: u16) -> u64 {
+        self.partition(partition).gateways.applied(self.me())
     }
 
     /// The partition of the log that holds the tenant.
@@ -190,9 +190,7 @@ impl Broker {
             }
             Change::Silenced { session } => {
                 if let Some((_, session)) = state.of(session) {
-                    state.forget_deadlines(&session);
-                    session.update_life(|life| life.will = None);
-                    state.remember_deadlines(&session);
+                    state.silence(&session);
                 }
             }
             Change::Subscribed { session, subscriptions, at } => {
@@ -200,8 +198,8 @@ impl Broker {
                     for (filter, subscription) in subscriptions {
                         tenant.subscribe_one(&session, &filter, subscription, at, live);
                     }
+                    news = News::Subscribed(GatewayNumber::of(session.opened_by()));
                 }
-                news = News::Subscribed;
             }
             Change::Unsubscribed { session, filters } => {
                 if let Some((tenant, session)) = state.of(session) {
@@ -245,7 +243,7 @@ impl Broker {
             }
             Change::Wanted { gateway, tenant, filters } => {
                 self.want(&mut state, gateway, &tenant, filters.iter().map(AsRef::as_ref));
-                news = News::Subscribed;
+                news = News::Subscribed(gateway);
             }
             Change::Unwanted { gateway, tenant, filters } => {
                 for filter in &filters {
@@ -254,13 +252,24 @@ impl Broker {
                     }
                 }
             }
-            Change::Seated { key, connection } => {
+            Change::Seated { key, connection, at } => {
                 if state.gateways.has(GatewayNumber::of(connection)) {
+                    if let Some(before) = self.tenant(&key.tenant).session(&key) {
+                        state.end(before.id, at, live);
+                    }
                     news = News::Seated { key, connection };
                 }
             }
             Change::Claimed { key, connection } => news = News::Claimed { key, connection },
+            Change::Passed { at } => {
+                self.tenants_of(partition).iter().for_each(|tenant| tenant.forget_expired(at));
+            }
             Change::Revoked { tenant, device, is_disabled } => {
+                if is_disabled {
+                    for session in self.with_will(&tenant, &device) {
+                        state.silence(&session);
+                    }
+                }
                 let (tenant, device) = (tenant.as_ref().into(), device.as_ref().into());
                 news = News::Revoked { tenant, device, is_disabled };
             }
@@ -349,9 +358,14 @@ impl Broker {
 
     /// To be logged when the device may not publish any more.
     pub fn silence(&self, tenant: &str, device: &str) -> Vec<Change<'static>> {
-        let sessions = self.tenant(tenant).all_sessions().into_iter();
-        let with_will = sessions.filter(|s| &*s.key.device == device && s.life().will.is_some());
+        let with_will = self.with_will(tenant, device).into_iter();
         with_will.map(|session| Change::Silenced { session: session.id }).collect()
+    }
+
+    fn with_will(&self, tenant: &str, device: &str) -> Vec<Arc<Session>> {
+        let mut sessions = self.tenant(tenant).all_sessions();
+        sessions.retain(|s| &*s.key.device == device && s.life().will.is_some());
+        sessions
     }
 
     /// The sessions that are open here, as the log has it, and have no connection.
@@ -440,6 +454,13 @@ impl Partition {
         session.set_elsewhere(false);
         tenant.end(&session);
         publish_will(&tenant, &session, now, live);
+    }
+
+    /// The will stays unsaid.
+    fn silence(&mut self, session: &Session) {
+        self.forget_deadlines(session);
+        session.update_life(|life| life.will = None);
+        self.remember_deadlines(session);
     }
 
     /// Whether a QoS 2 message came for the first time; remembers it until it is released.

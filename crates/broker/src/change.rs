@@ -112,17 +112,22 @@ pub enum Change<'a> {
         tenant: Cow<'a, str>,
         filters: Vec<Cow<'a, str>>,
     },
-    /// A connection has the client id, and its session is in no log.
+    /// A connection has the client id, and its session is in no log: an earlier one that was in it is over.
     Seated {
         key: SessionKey,
         connection: u64,
+        at: Timestamp,
     },
     /// A connection wants the client id: whoever has it is to let it go.
     Claimed {
         key: SessionKey,
         connection: u64,
     },
-    /// Access was taken back from a device: all of it, or that of a credential.
+    /// What has expired by then may be forgotten.
+    Passed {
+        at: Timestamp,
+    },
+    /// Access was taken back from a device: all of it, and its wills stay unsaid, or that of a credential.
     Revoked {
         tenant: Cow<'a, str>,
         device: Cow<'a, str>,

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use dunlin_model::Timestamp;
 
 use crate::{
     broker::Broker,
@@ -151,7 +150,7 @@ fn changes(data: &[u8]) {
             offset += 1;
         }
     }
-    brings_back(&broker.snapshot(0, offset, Timestamp::MIN));
+    brings_back(&broker.snapshot(0, offset));
 }
 
 /// The gateway logs no topic that cannot be published to.
@@ -167,7 +166,7 @@ fn passes_the_door(change: &Change<'_>) -> bool {
 fn snapshot_of(inside: &[u8]) {
     let broker = Broker::new(1, LIMITS);
     if let Ok(next) = broker.restore(0, &snapshot::around(inside)) {
-        let taken = broker.snapshot(0, next, Timestamp::MIN);
+        let taken = broker.snapshot(0, next);
         assert_eq!(
             Broker::new(1, LIMITS).restore(0, &taken).expect("a snapshot that was taken can be used"),
             next
@@ -178,7 +177,7 @@ fn snapshot_of(inside: &[u8]) {
 fn brings_back(snapshot: &[u8]) {
     let broker = Broker::new(1, LIMITS);
     let next = broker.restore(0, snapshot).expect("a snapshot that was taken can be used");
-    assert_eq!(broker.snapshot(0, next, Timestamp::MIN), snapshot);
+    assert_eq!(broker.snapshot(0, next), snapshot);
 }
 
 #[cfg(test)]

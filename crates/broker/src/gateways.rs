@@ -137,9 +137,10 @@ impl Gateways {
         }
     }
 
-    /// Whether all but `but` have applied what is before `end`.
-    pub(crate) fn have_applied(&self, end: u64, but: Option<GatewayNumber>) -> bool {
-        self.present.iter().all(|(number, present)| Some(*number) == but || present.applied >= end)
+    /// Up to where all but `but` have applied the log; without an end if there is no other.
+    pub(crate) fn applied(&self, but: Option<GatewayNumber>) -> u64 {
+        let others = self.present.iter().filter(|(number, _)| Some(**number) != but);
+        others.map(|(_, present)| present.applied).min().unwrap_or(u64::MAX)
     }
 
     /// Who stands for the clients of a gateway that want this, too, from here on.

@@ -30,7 +30,7 @@ pub use change::{Change, NotAChange, Publication};
 pub use gateways::GatewayNumber;
 pub use message::{Message, Properties, Qos};
 pub use outbox::{Acknowledged, Delivery, Outbox, Outgoing};
-pub use session::{Home, RetainHandling, Session, SessionId, SessionKey, Subscription, Will};
+pub use session::{Home, RetainHandling, Session, SessionId, SessionKey, Subscription, UNDER_WAY_MAX, Will};
 pub use snapshot::DamagedSnapshot;
 pub use tenant::{Limits, Published, Subscribing, Tenant};
 pub use topic::{Filter, TopicFault, check_topic};

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use dunlin_model::Timestamp;
+use dunlin_model::{Timestamp, limits::MESSAGE_BYTES_MAX};
 use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
 
@@ -245,9 +245,8 @@ impl Session {
         if state.home.is_none() && (queued.qos == Qos::AtMostOnce || !self.outlives()) {
             return true;
         }
-        // What its client acknowledges elsewhere is known here a moment later.
         let is_elsewhere = self.is_elsewhere();
-        let room = room.map(|room| if is_elsewhere { room.doubled() } else { room });
+        let room = room.map(|room| if is_elsewhere { room.elsewhere() } else { room });
         let taken = state.outbox.push(queued, room, room.is_none() || is_elsewhere);
         if taken
             && !state.woken
@@ -290,8 +289,17 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
 }
 
+/// Messages of QoS 1 and 2 that are under way to one client.
+pub const UNDER_WAY_MAX: u16 = 1_000;
+
 impl Room {
-    fn doubled(self) -> Self {
-        Self { messages: self.messages.saturating_mul(2), bytes: self.bytes.saturating_mul(2) }
+    /// Of a session whose connection is elsewhere: what is under way there waits here, and what its client has acknowledged
+    /// is known here a moment later. So nothing is dropped here that is not dropped there.
+    fn elsewhere(self) -> Self {
+        let under_way = usize::from(UNDER_WAY_MAX);
+        Self {
+            messages: self.messages.saturating_mul(2).saturating_add(under_way),
+            bytes: self.bytes.saturating_mul(2).saturating_add(under_way * MESSAGE_BYTES_MAX),
+        }
     }
 }

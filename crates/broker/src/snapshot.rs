@@ -67,12 +67,12 @@ struct MessageState {
 
 impl Broker {
     /// The state of a partition of which all before `next` was applied, and nothing more. The same state is the same bytes.
-    pub fn snapshot(&self, partition: u16, next: u64, now: Timestamp) -> Vec<u8> {
+    pub fn snapshot(&self, partition: u16, next: u64) -> Vec<u8> {
         let tenants = self.tenants_of(partition);
         let sessions = tenants.iter().flat_map(|t| t.all_sessions()).map(|s| SessionState::of(&s)).collect();
         let retained = tenants.iter().flat_map(|t| {
             let name = t.name.to_string();
-            t.all_retained(now).into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
+            t.all_retained().into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
         });
         let (last_gateway, gateways) = self.partition(partition).gateways.states();
         let snapshot = Snapshot { next, last_gateway, gateways, sessions, retained: retained.collect() };

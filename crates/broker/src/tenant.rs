@@ -179,7 +179,8 @@ impl Tenant {
         self.published.fetch_add(1, Relaxed);
         let message = Arc::new(publication.message());
         self.distribute(&message, Choice::Made(&publication.chosen, offset), live);
-        if message.retain {
+        // Whoever publishes by a gateway was told there if there was no room.
+        if message.retain && (message.publisher.is_some() || self.may_retain(&self.read(), &message)) {
             self.retain(&message);
         }
     }
@@ -382,10 +383,14 @@ impl Tenant {
         all
     }
 
-    pub(crate) fn all_retained(&self, now: Timestamp) -> Vec<Arc<Message>> {
-        let mut topics = self.write();
-        // What is logged next may be older than `now`, and finds what it would have found then.
-        topics.retained.expire(now - EXPIRED_KEPT);
+    /// Forgets retained messages that have expired. What is logged next may be older than `now`, and finds what it would
+    /// have found then.
+    pub(crate) fn forget_expired(&self, now: Timestamp) {
+        self.write().retained.expire(now - EXPIRED_KEPT);
+    }
+
+    pub(crate) fn all_retained(&self) -> Vec<Arc<Message>> {
+        let topics = self.read();
         let mut all = Vec::with_capacity(topics.retained.len());
         topics.retained.each(&mut |message| all.push(message.clone()));
         all

@@ -76,11 +76,7 @@ impl Announcer {
                 let chosen = chosen.into_iter().map(|(group, id)| (group.into(), id)).collect();
                 pubsub.commit(tenant, &published(&message.payload, chosen)).await?;
             }
-            Way::Log(journal) => {
-                let mut batch = Batch::default();
-                batch.push_with(|out| published(&payload, Vec::new()).encode(out));
-                journal.append(of_tenant(&**journal, tenant), batch).await?;
-            }
+            Way::Log(journal) => log(&**journal, tenant, &published(&payload, Vec::new())).await?,
         }
         Ok(())
     }
@@ -99,8 +95,10 @@ fn message(topic: &str, payload: Vec<u8>, retain: bool) -> Message {
     }
 }
 
-/// Where changes of a tenant's sessions stand in the journal.
-pub(crate) fn of_tenant(journal: &dyn Journal, tenant: &str) -> Partition {
-    let partitions = journal.partitions(Topic::Sessions);
-    Partition::new(Topic::Sessions, Slot::of(tenant, "").partition(partitions))
+/// Logs a change for all gateways, of which this process may have none.
+pub(crate) async fn log(journal: &dyn Journal, tenant: &str, change: &Change<'_>) -> Result<(), AppendError> {
+    let index = Slot::of(tenant, "").partition(journal.partitions(Topic::Sessions));
+    let mut batch = Batch::default();
+    batch.push_with(|out| change.encode(out));
+    journal.append(Partition::new(Topic::Sessions, index), batch).await.map(drop)
 }

@@ -190,8 +190,13 @@ impl Wishes {
         }
     }
 
-    /// Forgets what nobody wants any more. `tell` is called with it, tenant by tenant, before anybody can want it again.
-    pub(crate) fn forget_idle<T>(&self, mut tell: impl FnMut(&str, &[Box<str>]) -> T) -> Vec<(Idle, T)> {
+    /// Forgets what nobody wants any more. `tell` is called with it, so many bytes of a tenant at a time, before anybody can
+    /// want it again.
+    pub(crate) fn forget_idle<T>(
+        &self,
+        bytes_max: usize,
+        mut tell: impl FnMut(&str, &[Box<str>]) -> T,
+    ) -> Vec<(Idle, T)> {
         let State { wishes, idle } = &mut *self.lock();
         let mut told = Vec::new();
         for (tenant, mut filters) in mem::take(idle) {
@@ -203,9 +208,16 @@ impl Wishes {
             if of_tenant.is_empty() {
                 wishes.remove(&tenant);
             }
-            if !filters.is_empty() {
+            while !filters.is_empty() {
+                let (mut bytes, mut count) = (0, 0);
+                while count < filters.len() && (count == 0 || bytes + filters[count].len() <= bytes_max) {
+                    bytes += filters[count].len();
+                    count += 1;
+                }
+                let rest = filters.split_off(count);
                 let answer = tell(&tenant, &filters);
-                told.push((Idle { tenant, filters }, answer));
+                told.push((Idle { tenant: tenant.clone(), filters }, answer));
+                filters = rest;
             }
         }
         told
@@ -279,14 +291,16 @@ mod tests {
         wishes.told("t", &["a", "b"], 7);
         assert_eq!(wishes.add("t", &["a"], tell), (7, None));
         wishes.drop("t", ["a", "a", "b"]);
-        let idle = |wishes: &Wishes| wishes.forget_idle(|_, filters| filters.join(" "));
+        let idle = |wishes: &Wishes| wishes.forget_idle(2, |_, filters| filters.join(" "));
         let b = || Idle { tenant: "t".into(), filters: vec!["b".into()] };
         assert_eq!(idle(&wishes), [(b(), "b".to_owned())]);
         assert_eq!(idle(&wishes), []);
         wishes.still_idle(b());
         assert_eq!(wishes.add("t", &["b"], tell), (0, Some("b".to_owned())), "wanted again before that");
-        wishes.drop("t", ["a", "b"]);
-        assert_eq!(idle(&wishes)[0].1, "b a");
+        wishes.add("t", &["c"], tell);
+        wishes.drop("t", ["a", "b", "c"]);
+        let told: Vec<String> = idle(&wishes).into_iter().map(|(_, told)| told).collect();
+        assert_eq!(told, ["b a", "c"], "no more at a time than fits");
         assert!(wishes.lock().wishes.is_empty());
     }
 }

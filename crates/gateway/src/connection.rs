@@ -11,6 +11,7 @@ use std::{
 use dunlin_broker::{Home, Session, SessionId, SessionKey, Tenant};
 use dunlin_journal::AppendError;
 use dunlin_model::RejectReason;
+use futures::future::{Either, select};
 use ntex::{channel::condition::Condition, io::IoRef, util::BytePages};
 use ntex_mqtt::QoS;
 
@@ -310,6 +311,21 @@ impl Connection {
             .queue
             .iter()
             .any(|a| a.packet_id == Some(packet_id) && a.to == To::Publish(QoS::ExactlyOnce))
+    }
+
+    /// What comes of `waiting`, unless the client leaves before.
+    pub(crate) async fn while_there<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let over = async {
+            while self.end.get().is_none() {
+                self.room.wait().await;
+            }
+        };
+        let gone = self.io.on_disconnect();
+        futures::pin_mut!(waiting, over, gone);
+        match select(waiting, select(over, gone)).await {
+            Either::Left((came, _)) => Some(came),
+            Either::Right(_) => None,
+        }
     }
 
     /// Writes what `write` puts out, if the connection still takes anything.

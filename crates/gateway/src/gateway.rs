@@ -129,7 +129,13 @@ impl Gateway {
             tls.register(registry);
         }
 
-        let workers = Workers::start(&shared, doors).map_err(StartError::Workers)?;
+        let workers = match Workers::start(&shared, doors) {
+            Ok(workers) => workers,
+            Err(error) => {
+                sessions.stop(); // The other gateways are not to wait for this one.
+                return Err(StartError::Workers(error));
+            }
+        };
         let sources = Sources::start(&shared, company, registry)?;
         Ok(Self { shared, workers, sessions, sources, access, addresses })
     }

@@ -14,7 +14,7 @@ use std::{
 
 use dunlin_broker::{
     Acknowledged, Change, Filter, Message, Publication, Published, Session, SessionKey, Subscription, Tenant,
-    check_topic,
+    UNDER_WAY_MAX, check_topic,
 };
 use dunlin_journal::{AppendError, Topic};
 use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
@@ -52,8 +52,6 @@ use crate::{
 const TOPIC_ALIASES_MAX: u16 = 16;
 /// What a client may send before it is known: client id, token, will.
 const CONNECT_BYTES_MAX: u32 = 16 << 10;
-/// Messages of QoS 1 and 2 that are under way to one client.
-const DELIVERY_WINDOW_MAX: u16 = 1_000;
 /// Bytes of a client id.
 const CLIENT_ID_BYTES_MAX: usize = 256;
 /// Fixed header, topic and properties around a payload of the largest size.
@@ -391,10 +389,8 @@ async fn claim(
     before: &Session,
 ) -> Result<(), (Unwelcome, &'static str)> {
     commit(worker, &key.tenant, &Change::Claimed { key: key.clone(), connection }).await?;
-    match timeout_checked(CLAIM_SECONDS_MAX, worker.shared.pubsub.let_go(before)).await {
-        Ok(Err(_closed)) => Err((Unwelcome::Unavailable, "journal")),
-        Ok(Ok(())) | Err(()) => Ok(()),
-    }
+    let _late = timeout_checked(CLAIM_SECONDS_MAX, worker.shared.pubsub.let_go(before)).await;
+    Ok(())
 }
 
 async fn commit(
@@ -447,7 +443,7 @@ fn enter(io: &Stream, listener: &Listener, worker: &Rc<Worker>, wire: Wire, plan
         wire,
         tenant,
         key: seat.key.clone(),
-        window: usize::from(asked.receive_max.min(DELIVERY_WINDOW_MAX)),
+        window: usize::from(asked.receive_max.min(UNDER_WAY_MAX)),
         session,
         settled,
         io: io.get_ref(),
@@ -459,7 +455,8 @@ fn enter(io: &Stream, listener: &Listener, worker: &Rc<Worker>, wire: Wire, plan
     connection.in_log_until.set(shared.pubsub.end(shared.pubsub.partition_of(&connection.who.tenant)));
     worker.enters(&connection);
     if connection.session().is_none() && shared.pubsub.has_company() {
-        let seated = Change::Seated { key: connection.key.clone(), connection: id };
+        shared.sessions.is_live(&connection.key, id);
+        let seated = Change::Seated { key: connection.key.clone(), connection: id, at: shared.clock.now() };
         worker.append_change(&connection, &seated, None);
     }
     connection.write(|out| {
@@ -710,19 +707,23 @@ impl Client {
             }
             connection.tenant.subscribe(session, taken, at);
             let new: Vec<&str> = new.into_iter().collect();
-            if let Err(error) = pubsub.wants(&connection.who.tenant, &new).await {
-                return connection.finish(Code::ServerBusy, &error.to_string());
+            match connection.while_there(pubsub.wants(&connection.who.tenant, &new)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return connection.finish(Code::ServerBusy, &error.to_string()),
+                None => return,
             }
         } else if !taken.is_empty() {
             let subscriptions = taken.into_iter().map(|(filter, s)| (filter.into(), s)).collect();
             let change = Change::Subscribed { session: session.id, subscriptions, at };
-            match worker.shared.pubsub.commit_everywhere(&connection.who.tenant, &change).await {
-                Ok(()) => {}
-                Err(AppendError::Full { .. }) => {
+            let committing = worker.shared.pubsub.commit_everywhere(&connection.who.tenant, &change);
+            match connection.while_there(committing).await {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(AppendError::Full { .. })) => {
                     let refused = granted.iter_mut().filter(|granted| matches!(granted, Granted::Qos(_)));
                     refused.for_each(|granted| *granted = Granted::Quota);
                 }
-                Err(error) => return connection.finish(Code::ServerBusy, &error.to_string()),
+                Some(Err(error)) => return connection.finish(Code::ServerBusy, &error.to_string()),
             }
         }
         connection.write(|out| connection.wire.subscribed(packet_id, &granted, out));

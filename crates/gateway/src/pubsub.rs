@@ -54,7 +54,18 @@ pub enum RecoverError {
     Thread(#[source] io::Error),
     #[error("the thread of the sessions ended")]
     Ended,
+    #[error(
+        "{directory} has sessions up to {kept}, and the journal begins at {oldest}: it must be the directory that all gateways share"
+    )]
+    Missing { directory: PathBuf, kept: u64, oldest: Offset },
+    #[error("{directory} has sessions up to {kept}, and the journal ends at {next}")]
+    Ahead { directory: PathBuf, kept: u64, next: Offset },
 }
+
+/// How long the end of the journal may take to be known at a start, with gateways that go on meanwhile.
+const END_KNOWN_MAX: Duration = Duration::from_secs(20);
+/// Filters of one record: with many it would be more than the journal takes.
+const RECORD_FILTER_BYTES_MAX: usize = 64 << 10;
 
 /// Snapshots that are looked for when the newest is replaced meanwhile.
 const SNAPSHOT_TRIES: usize = 10;
@@ -73,8 +84,10 @@ pub(crate) struct PubSub {
     followed: Box<[Followed]>,
     /// Something was appended, or the end has come.
     news: Notify,
-    /// What others have said may be what somebody waits for.
-    others: Notify,
+    /// A client was let go somewhere.
+    let_go: Notify,
+    /// Why the journal has not taken this gateway's word that it is there.
+    not_there: Mutex<Option<AppendError>>,
     /// How far the log has this gateway.
     standing: watch::Sender<Standing>,
     /// To take back what was taken back elsewhere.
@@ -96,8 +109,46 @@ enum Standing {
 #[derive(Debug, Default)]
 struct Followed {
     applied: AtomicU64,
-    /// By the end up to which must be applied; in its order.
-    waiting: Mutex<VecDeque<(u64, oneshot::Sender<()>)>>,
+    waiting: Waiting,
+    /// For the other gateways.
+    elsewhere: Waiting,
+}
+
+/// Who waits, by the end up to which must be applied, and in its order.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<VecDeque<(u64, oneshot::Sender<()>)>>);
+
+impl Waiting {
+    /// Until all before `end` is applied. `applied` says how far that is now.
+    async fn wait(&self, end: u64, applied: impl FnOnce() -> u64) -> Result<(), AppendError> {
+        let waits = {
+            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            (applied() < end).then(|| {
+                let (done, waits) = oneshot::channel();
+                let place = waiting.partition_point(|(other, _)| *other <= end);
+                waiting.insert(place, (end, done));
+                waits
+            })
+        };
+        match waits {
+            Some(waits) => waits.await.map_err(|_| AppendError::Closed),
+            None => Ok(()),
+        }
+    }
+
+    /// So far it is applied, as `advance` makes known.
+    fn release(&self, advance: impl FnOnce() -> u64) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = advance();
+        while let Some((_, done)) = waiting.pop_front_if(|(end, _)| *end <= applied) {
+            let _gone = done.send(());
+        }
+    }
+
+    /// Nobody will be told any more.
+    fn give_up(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// The thread that applies the log.
@@ -119,7 +170,8 @@ impl PubSub {
             wishes: Wishes::default(),
             followed: (0..partitions).map(|_| Followed::default()).collect(),
             news: Notify::new(),
-            others: Notify::new(),
+            let_go: Notify::new(),
+            not_there: Mutex::default(),
             standing: watch::Sender::new(Standing::Coming),
             access: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -161,9 +213,7 @@ impl PubSub {
 
     /// Logs a change, and returns its offset once it is durable and applied.
     pub(crate) async fn commit(&self, tenant: &str, change: &Change<'_>) -> Result<u64, AppendError> {
-        if *self.standing.borrow() != Standing::There {
-            return Err(AppendError::Unreachable { reason: "it does not know this gateway now".into() });
-        }
+        self.is_there()?;
         let at = self.partition_of(tenant);
         let offset = self.append(at, [change]).await?.first.0;
         self.news.notify_one();
@@ -196,6 +246,7 @@ impl PubSub {
     /// every gateway knows.
     pub(crate) async fn wants(&self, tenant: &str, filters: &[&str]) -> Result<(), AppendError> {
         let Some(gateway) = self.broker.me().filter(|_| self.has_company()) else { return Ok(()) };
+        self.is_there()?;
         let at = self.partition_of(tenant);
         let (mut end, telling) = self.wishes.add(tenant, filters, |untold| {
             let wanted = untold.iter().map(|filter| (*filter).into()).collect();
@@ -218,34 +269,66 @@ impl PubSub {
         }
     }
 
+    /// Whether the log takes what this gateway says of its clients.
+    fn is_there(&self) -> Result<(), AppendError> {
+        let why = match *self.standing.borrow() {
+            Standing::There => return Ok(()),
+            Standing::Coming => self.not_there.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Standing::Gone => None,
+        };
+        Err(why.unwrap_or(AppendError::Closed))
+    }
+
+    /// Until all before `end` is applied, which the log holds.
+    pub(crate) async fn applied(&self, at: Partition, end: u64) -> Result<(), AppendError> {
+        let followed = &self.followed[usize::from(at.index)];
+        followed.waiting.wait(end, || followed.applied.load(Acquire)).await
+    }
+
     async fn known_everywhere(&self, at: Partition, end: u64) -> Result<(), AppendError> {
-        self.when_others(|| self.broker.others_have_applied(at.index, end)).await
+        let followed = &self.followed[usize::from(at.index)];
+        followed.elsewhere.wait(end, || self.broker.applied_elsewhere(at.index)).await?;
+        // One that the others have gone on without knows nothing of them.
+        self.is_there()
+    }
+
+    /// How far the others are may have changed.
+    fn others_said(&self, index: u16) {
+        self.followed[usize::from(index)].elsewhere.release(|| self.broker.applied_elsewhere(index));
+    }
+
+    /// The journal has not taken this gateway's word that it is there.
+    fn not_there(&self, error: AppendError) {
+        tracing::warn!(
+            error = chain(&error),
+            "the journal does not take the word of this gateway that it is there; no session is opened until it does"
+        );
+        *self.not_there.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    fn stand(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+        if standing == Standing::Gone {
+            self.followed.iter().for_each(|followed| followed.elsewhere.give_up());
+        }
     }
 
     /// Comes back when no other gateway has the connection of the session.
-    pub(crate) async fn let_go(&self, session: &Session) -> Result<(), AppendError> {
-        self.when_others(|| !session.is_elsewhere()).await
-    }
-
-    /// Waits for what others say in the log.
-    async fn when_others(&self, is_so: impl Fn() -> bool) -> Result<(), AppendError> {
+    pub(crate) async fn let_go(&self, session: &Session) {
         loop {
-            let mut said = std::pin::pin!(self.others.notified());
-            said.as_mut().enable();
-            if is_so() {
-                return Ok(());
+            let mut changed = std::pin::pin!(self.let_go.notified());
+            changed.as_mut().enable();
+            if !session.is_elsewhere() {
+                return;
             }
-            if *self.standing.borrow() == Standing::Gone {
-                return Err(AppendError::Closed);
-            }
-            said.await;
+            changed.await;
         }
     }
 
     /// Tells the others what nobody wants any more here.
     async fn forget_wishes(&self) {
-        let Some(gateway) = self.broker.me() else { return };
-        let telling = self.wishes.forget_idle(|tenant, filters| {
+        let Some(gateway) = self.broker.me().filter(|_| self.has_company()) else { return };
+        let telling = self.wishes.forget_idle(RECORD_FILTER_BYTES_MAX, |tenant, filters| {
             let filters = filters.iter().map(|filter| (&**filter).into()).collect();
             self.append(
                 self.partition_of(tenant),
@@ -260,24 +343,6 @@ impl PubSub {
                 );
                 self.wishes.still_idle(idle);
             }
-        }
-    }
-
-    /// Until all before `end` is applied, which the log holds.
-    pub(crate) async fn applied(&self, at: Partition, end: u64) -> Result<(), AppendError> {
-        let applied = {
-            let followed = &self.followed[usize::from(at.index)];
-            let mut waiting = followed.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            (followed.applied.load(Acquire) < end).then(|| {
-                let (done, applied) = oneshot::channel();
-                let place = waiting.partition_point(|(other, _)| *other <= end);
-                waiting.insert(place, (end, done));
-                applied
-            })
-        };
-        match applied {
-            Some(applied) => applied.await.map_err(|_| AppendError::Closed),
-            None => Ok(()),
         }
     }
 
@@ -313,11 +378,10 @@ impl PubSub {
 
     fn set_applied(&self, index: u16, next: u64) {
         let followed = &self.followed[usize::from(index)];
-        let mut waiting = followed.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        followed.applied.store(next, Release);
-        while let Some((_, done)) = waiting.pop_front_if(|(end, _)| *end <= next) {
-            let _gone = done.send(());
-        }
+        followed.waiting.release(|| {
+            followed.applied.store(next, Release);
+            next
+        });
     }
 }
 
@@ -391,11 +455,10 @@ async fn follow(
         let stopping = pubsub.stopping.load(Acquire);
         let mut failed = false;
         pubsub.silence_disowned().await; // Before their time may come.
-        pubsub.forget_wishes().await;
         for place in &mut places {
             if let Err(error) = place.step(&pubsub, &clock, stopping).await {
                 if pubsub.has_company() && matches!(error, ReadError::Gone { .. }) {
-                    pubsub.standing.send_replace(Standing::Gone); // The others have not waited.
+                    pubsub.stand(Standing::Gone); // The others have not waited.
                 }
                 tracing::error!(error = chain(&error), partition = %place.at, "sessions wait");
                 failed = true;
@@ -427,7 +490,6 @@ async fn take_turn(turn: Turn, duties: &Membership, places: &mut [Place], pubsub
 }
 
 /// One partition of the topic.
-#[derive(Debug)]
 struct Place {
     at: Partition,
     position: u64,
@@ -437,8 +499,12 @@ struct Place {
     silence: Silence,
     /// When this gateway said last that it is there.
     said: Option<Duration>,
+    /// It has said so, and the journal has not answered. There is one at a time, so that the others can count them.
+    saying: Option<BoxFuture<'static, Result<Appended, AppendError>>>,
     /// Somebody waits until this gateway says how far it is.
     is_waited_for: bool,
+    /// A snapshot that is being written, and up to where it goes.
+    keeping: Option<(u64, tokio::task::JoinHandle<io::Result<()>>)>,
     /// Up to where the snapshot on disk is.
     kept: u64,
     kept_when: Instant,
@@ -451,21 +517,27 @@ struct Place {
 impl Place {
     async fn recover(pubsub: &PubSub, index: u16, directory: &Path) -> Result<Self, RecoverError> {
         let at = Partition::new(Topic::Sessions, index);
-        let from = match newest_snapshot(directory, index)? {
-            Some((path, bytes)) => pubsub
-                .broker
-                .restore(index, &bytes)
-                .map_err(|source| RecoverError::Snapshot { path, source })?,
-            None => 0,
-        };
+        let snapshot = newest_snapshot(directory, index)?;
+        let kept = snapshot.as_ref().map_or(0, |snapshot| snapshot.next);
+        if pubsub.has_company() {
+            knows_end(pubsub, at, kept, directory).await?;
+        }
         let extent = pubsub.journal.extent(at);
-        if from > extent.next.0 {
-            tracing::error!(partition = %at, from, end = %extent.next, "the journal ends before the snapshot of the sessions; it was replaced or lost what it had");
+        if kept > extent.next.0 {
+            tracing::error!(partition = %at, kept, end = %extent.next, "the journal ends before the snapshot of the sessions; it was replaced or lost what it had");
         }
-        if from < extent.oldest.0 {
-            tracing::error!(partition = %at, from, oldest = %extent.oldest, "changes of sessions were deleted before they were in a snapshot");
+        if kept < extent.oldest.0 {
+            if pubsub.has_company() {
+                let (directory, oldest) = (directory.to_owned(), extent.oldest);
+                return Err(RecoverError::Missing { directory, kept, oldest });
+            }
+            tracing::error!(partition = %at, kept, oldest = %extent.oldest, "changes of sessions were deleted before they were in a snapshot");
         }
-        let position = from.clamp(extent.oldest.0, extent.next.0);
+        if let Some(Snapshot { path, bytes, .. }) = snapshot {
+            let restored = pubsub.broker.restore(index, &bytes);
+            restored.map_err(|source| RecoverError::Snapshot { path, source })?;
+        }
+        let position = kept.clamp(extent.oldest.0, extent.next.0);
         let now = Instant::now();
         let mut place = Self {
             at,
@@ -474,7 +546,9 @@ impl Place {
             is_duty: false,
             silence: Silence::default(),
             said: None,
+            saying: None,
             is_waited_for: false,
+            keeping: None,
             kept: position,
             kept_when: now,
             ticked: now,
@@ -501,15 +575,9 @@ impl Place {
                     if !pubsub.broker.has_gateway(self.at.index, gateway, &pubsub.name) {
                         continue; // Another one came at the same moment.
                     }
-                    pubsub.standing.send_replace(Standing::There);
+                    pubsub.stand(Standing::There);
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "the journal does not take the word of this gateway that it is there; no session is opened until it does"
-                    );
-                    pubsub.standing.send_replace(Standing::Coming);
-                }
+                Err(error) => pubsub.not_there(error),
             }
             pubsub.broker.is_gateway(gateway);
             return Ok(());
@@ -525,6 +593,8 @@ impl Place {
         self.say(pubsub, clock, is_last).await;
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
+            self.join_late(pubsub, clock).await;
+            pubsub.forget_wishes().await;
             if self.is_duty {
                 let mut due = pubsub.broker.due(self.at.index, clock.now());
                 let gone = self.silence.gone().into_iter();
@@ -540,23 +610,42 @@ impl Place {
         Ok(())
     }
 
-    /// Says to the other gateways that this one is there, how far it is, or that it leaves.
-    async fn say(&mut self, pubsub: &PubSub, clock: &Clock, is_last: bool) {
+    /// Takes part, if the journal did not take the word for it before.
+    async fn join_late(&mut self, pubsub: &PubSub, clock: &Clock) {
         let Some(gateway) = pubsub.broker.me() else { return };
         let standing = *pubsub.standing.borrow();
-        if standing == Standing::Coming {
-            return self.log(pubsub, vec![self.joined(pubsub, gateway, clock)]).await;
+        if standing == Standing::Coming
+            && let Err(error) = pubsub.append(self.at, [&self.joined(pubsub, gateway, clock)]).await
+        {
+            pubsub.not_there(error);
         }
-        let Some(beat) = pubsub.lease.beat().filter(|_| standing == Standing::There) else { return };
+    }
+
+    /// Says to the other gateways that this one is there, how far it is, or that it leaves. Does not wait for the journal:
+    /// what it brings is to be applied meanwhile.
+    async fn say(&mut self, pubsub: &PubSub, clock: &Clock, is_last: bool) {
+        let Some(gateway) = pubsub.broker.me() else { return };
+        let is_there = *pubsub.standing.borrow() == Standing::There;
+        let Some(beat) = pubsub.lease.beat().filter(|_| is_there) else { return };
         if is_last {
             return self.log(pubsub, vec![Change::Gone { gateway, at: clock.now() }]).await;
+        }
+        if let Some(saying) = &mut self.saying {
+            match saying.now_or_never() {
+                None => return,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(error = chain(&error), "the other gateways do not hear of this one")
+                }
+            }
+            self.saying = None;
         }
         let sent = pubsub.lease.now();
         if self.is_waited_for || self.said.is_none_or(|said| said + beat <= sent) {
             self.said = Some(sent);
             self.is_waited_for = false;
             let heard = Change::Heard { gateway, applied: self.position, sent: sent.as_micros() as u64 };
-            self.log(pubsub, vec![heard]).await;
+            self.saying = Some(pubsub.append(self.at, [&heard]));
         }
     }
 
@@ -579,7 +668,6 @@ impl Place {
             }
             self.position = entries.next().0;
             pubsub.set_applied(self.at.index, self.position);
-            pubsub.others.notify_waiters();
         }
         Ok(!stretch.is_empty())
     }
@@ -588,9 +676,13 @@ impl Place {
     fn hear(&mut self, pubsub: &PubSub, news: News) {
         let Some(me) = pubsub.broker.me() else { return };
         match news {
-            News::Nothing | News::Closed => {}
-            News::Subscribed => self.is_waited_for = true,
-            News::Seated { key, connection } => pubsub.seats.seated(&key, connection, me),
+            News::Nothing => {}
+            News::Closed => pubsub.let_go.notify_waiters(),
+            News::Subscribed(by) => self.is_waited_for |= by != me,
+            News::Seated { key, connection } => {
+                pubsub.seats.seated(&key, connection, me);
+                pubsub.let_go.notify_waiters();
+            }
             News::Claimed { key, connection } => pubsub.seats.claimed(&key, connection, me),
             News::Heard { gateway, sent } if gateway == me => {
                 let sent = Duration::from_micros(sent);
@@ -600,24 +692,36 @@ impl Place {
                     self.silence.lasts(sent, beat, others.filter(|other| *other != me));
                 }
             }
-            News::Heard { gateway, .. } => self.silence.broken(gateway),
-            News::Joined(gateway) if gateway == me => {
-                let is_this = pubsub.broker.has_gateway(self.at.index, me, &pubsub.name);
-                pubsub.standing.send_replace(if is_this { Standing::There } else { Standing::Gone });
+            News::Heard { gateway, .. } => {
+                self.silence.broken(gateway);
+                pubsub.others_said(self.at.index);
             }
-            News::Joined(_) if pubsub.broker.has_gateway(self.at.index, me, &pubsub.name) => {}
-            News::Joined(_) => _ = pubsub.standing.send_replace(Standing::Gone),
+            News::Joined(gateway) => {
+                pubsub.others_said(self.at.index);
+                pubsub.let_go.notify_waiters();
+                match pubsub.broker.has_gateway(self.at.index, me, &pubsub.name) {
+                    true if gateway == me => pubsub.stand(Standing::There),
+                    true => {}
+                    // It has the name of another, or its number.
+                    false if gateway == me || *pubsub.standing.borrow() != Standing::Coming => {
+                        pubsub.stand(Standing::Gone);
+                    }
+                    false => {}
+                }
+            }
             News::Gone(gateway) => {
                 self.silence.broken(gateway);
+                pubsub.others_said(self.at.index);
+                pubsub.let_go.notify_waiters();
                 if gateway == me && !pubsub.stopping.load(Acquire) {
-                    pubsub.standing.send_replace(Standing::Gone);
+                    pubsub.stand(Standing::Gone);
                 }
             }
             News::Revoked { tenant, device, is_disabled } => {
                 let of = (tenant.parse::<TenantId>(), device.parse::<DeviceId>());
                 if let (Some(access), (Ok(tenant), Ok(device))) = (pubsub.access.get(), of) {
                     let what = if is_disabled { Revoked::Device } else { Revoked::Token };
-                    access.revoke_here(&tenant, &device, what);
+                    access.is_revoked(&tenant, &device, what);
                 }
             }
         }
@@ -638,6 +742,15 @@ impl Place {
                 self.abandoned.insert(session.id);
             }
         }
+        if pubsub.has_company() {
+            let unlogged = pubsub.seats.unlogged().into_iter();
+            let unlogged = unlogged.filter(|(key, _)| pubsub.partition_of(&key.tenant) == self.at);
+            changes.extend(unlogged.map(|(key, connection)| Change::Seated {
+                key,
+                connection,
+                at: clock.now(),
+            }));
+        }
         let logged = self.log(pubsub, changes);
         drop(seats);
         logged.await;
@@ -655,28 +768,60 @@ impl Place {
         }
     }
 
-    /// Writes a snapshot if it is this gateway's to write, and time for one.
+    /// Writes a snapshot if it is this gateway's to write, and time for one. What the log brings is applied meanwhile,
+    /// unless it is to be written `at_once`.
     async fn keep(&mut self, pubsub: &PubSub, clock: &Clock, at_once: bool) {
-        if !self.is_duty {
-            return;
+        if at_once || self.keeping.as_ref().is_some_and(|(_, keeping)| keeping.is_finished()) {
+            self.kept(pubsub).await;
         }
-        let records = self.position - self.kept;
-        let is_time =
-            records >= SNAPSHOT_AFTER_RECORDS || self.kept_when.elapsed() >= SNAPSHOT_AFTER || at_once;
-        if records == 0 || !is_time {
+        let is_time = self.position - self.kept >= SNAPSHOT_AFTER_RECORDS
+            || self.kept_when.elapsed() >= SNAPSHOT_AFTER
+            || at_once;
+        if !self.is_duty || self.position == self.kept || self.keeping.is_some() || !is_time {
             return;
         }
         self.kept_when = Instant::now();
-        let bytes = pubsub.broker.snapshot(self.at.index, self.position, clock.now());
-        if let Err(error) = write_snapshot(&self.directory, self.at.index, self.position, &bytes) {
+        // All forget the same at the same place.
+        self.log(pubsub, vec![Change::Passed { at: clock.now() }]).await;
+        while let Ok(true) = self.read(pubsub, true).await {}
+        let (next, bytes) = (self.position, pubsub.broker.snapshot(self.at.index, self.position));
+        let (directory, index) = (self.directory.clone(), self.at.index);
+        let writer = pubsub.broker.me();
+        let writing =
+            tokio::task::spawn_blocking(move || write_snapshot(&directory, index, next, writer, &bytes));
+        self.keeping = Some((next, writing));
+        if at_once {
+            self.kept(pubsub).await;
+        }
+    }
+
+    /// The snapshot that is being written is there, once this comes back.
+    async fn kept(&mut self, pubsub: &PubSub) {
+        let Some((next, writing)) = self.keeping.take() else { return };
+        let written = writing.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+        if let Err(error) = written {
             let directory = self.directory.display();
             tracing::error!(%directory, %error, "snapshot of the sessions not written; the journal keeps what it needs");
             return;
         }
-        self.kept = self.position;
-        if let Err(error) = pubsub.journal.commit(CONSUMER, self.at, Offset(self.position)).await {
+        self.kept = next;
+        if let Err(error) = pubsub.journal.commit(CONSUMER, self.at, Offset(next)).await {
             tracing::warn!(%error, "the journal did not take the position of the sessions; it keeps more than it must");
         }
+    }
+}
+
+/// Waits until the journal is known to go as far as the snapshot, which a gateway that goes on has written: what is
+/// before it must not be applied twice.
+async fn knows_end(pubsub: &PubSub, at: Partition, kept: u64, directory: &Path) -> Result<(), RecoverError> {
+    let mut progress = pubsub.journal.progress();
+    let known =
+        async { while pubsub.journal.extent(at).next.0 < kept && progress.changed().await.is_ok() {} };
+    let _late = tokio::time::timeout(END_KNOWN_MAX, known).await;
+    let next = pubsub.journal.extent(at).next;
+    match next.0 < kept {
+        true => Err(RecoverError::Ahead { directory: directory.to_owned(), kept, next }),
+        false => Ok(()),
     }
 }
 
@@ -702,14 +847,20 @@ fn snapshots(directory: &Path, index: u16) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(all)
 }
 
-fn newest_snapshot(directory: &Path, index: u16) -> Result<Option<(PathBuf, Vec<u8>)>, RecoverError> {
+struct Snapshot {
+    next: u64,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+fn newest_snapshot(directory: &Path, index: u16) -> Result<Option<Snapshot>, RecoverError> {
     let in_directory = |source| RecoverError::Io { path: directory.to_owned(), source };
     for _ in 0..SNAPSHOT_TRIES {
-        let Some((_, path)) = snapshots(directory, index).map_err(in_directory)?.into_iter().next() else {
+        let Some((next, path)) = snapshots(directory, index).map_err(in_directory)?.into_iter().next() else {
             return Ok(None);
         };
         match std::fs::read(&path) {
-            Ok(bytes) => return Ok(Some((path, bytes))),
+            Ok(bytes) => return Ok(Some(Snapshot { next, path, bytes })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {} // There is a newer one by now.
             Err(source) => return Err(RecoverError::Io { path, source }),
         }
@@ -717,18 +868,28 @@ fn newest_snapshot(directory: &Path, index: u16) -> Result<Option<(PathBuf, Vec<
     Err(in_directory(io::ErrorKind::NotFound.into()))
 }
 
-/// It is whole or not there, also after a power cut; then the older ones go.
-fn write_snapshot(directory: &Path, index: u16, next: u64, bytes: &[u8]) -> io::Result<()> {
+/// It is whole or not there, also after a power cut; then the older ones go, and what was left half written.
+fn write_snapshot(
+    directory: &Path,
+    index: u16,
+    next: u64,
+    writer: Option<GatewayNumber>,
+    bytes: &[u8],
+) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     let path = directory.join(format!("{index}-{next}.snapshot"));
-    let fresh = path.with_extension("fresh");
+    let number = writer.map(|writer| writer.to_string()).unwrap_or_default();
+    let fresh = directory.join(format!("{index}-{next}-{number}.fresh"));
     let mut file = std::fs::File::create(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&fresh, &path)?;
     std::fs::File::open(directory)?.sync_all()?;
-    for (_, older) in snapshots(directory, index)?.into_iter().filter(|(other, _)| *other < next) {
-        match std::fs::remove_file(older) {
+    let older = snapshots(directory, index)?.into_iter().filter(|(other, _)| *other < next);
+    let is_fresh = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "fresh");
+    let half = std::fs::read_dir(directory)?.filter_map(|file| Some(file.ok()?.path())).filter(is_fresh);
+    for file in older.map(|(_, path)| path).chain(half) {
+        match std::fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

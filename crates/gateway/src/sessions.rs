@@ -8,7 +8,7 @@ use std::{
 };
 
 use dunlin_broker::{Change, GatewayNumber, SessionKey};
-use dunlin_journal::{AppendError, Batch, Journal};
+use dunlin_journal::{AppendError, Journal};
 use dunlin_model::{DeviceId, TenantId};
 use hashbrown::HashSet;
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +51,8 @@ struct State {
 struct Home {
     connection: u64,
     worker: Orders,
+    /// Its session is in no log.
+    is_live: bool,
     /// The log says that it has the client id.
     is_logged: bool,
     /// It is to end: its worker was told.
@@ -129,13 +131,28 @@ impl Sessions {
         }
     }
 
-    /// A connection of another gateway wants the client id.
+    /// A connection of another gateway wants the client id. Whoever is on the way in is not meant: the log does not have it.
     pub(crate) fn claimed(&self, key: &SessionKey, connection: u64, me: GatewayNumber) {
         if GatewayNumber::of(connection) != me
             && let Some(home) = self.lock().homes.get_mut(key)
+            && home.is_logged
         {
             home.finish(TAKEN_OVER);
         }
+    }
+
+    /// The session of the connection is in no log, so that its client id is to be logged by itself.
+    pub(crate) fn is_live(&self, key: &SessionKey, connection: u64) {
+        if let Some(home) = self.lock().homes.get_mut(key).filter(|home| home.connection == connection) {
+            home.is_live = true;
+        }
+    }
+
+    /// Connections with such sessions whose client ids the log does not have.
+    pub(crate) fn unlogged(&self) -> Vec<(SessionKey, u64)> {
+        let state = self.lock();
+        let unlogged = state.homes.iter().filter(|(_, home)| home.is_live && !home.is_logged);
+        unlogged.map(|(key, home)| (key.clone(), home.connection)).collect()
     }
 
     /// Why the connection is to end, if it is: its worker may have been told before it knew the connection.
@@ -145,7 +162,7 @@ impl Sessions {
     }
 
     /// Ends every connection of the device; who is on the way in is asked about again.
-    fn revoke(&self, tenant: &TenantId, device: &DeviceId, ending: Ending) {
+    pub(crate) fn revoke(&self, tenant: &TenantId, device: &DeviceId, ending: Ending) {
         let state = &mut *self.lock();
         state.revocations += 1;
         let first =
@@ -154,9 +171,12 @@ impl Sessions {
         for (_, home) in state.homes.range_mut(first.clone()..).take_while(|(key, _)| is_of_the_device(key)) {
             home.finish(ending);
         }
-        if ending.code == Code::Administrative {
-            state.disowned.push(first);
-        }
+    }
+
+    /// The device's wills are to stay unsaid.
+    fn disown(&self, tenant: &TenantId, device: &DeviceId) {
+        let (tenant, device) = ((**tenant).into(), (**device).into());
+        self.lock().disowned.push(SessionKey { tenant, device, client_id: Box::default() });
     }
 
     /// The devices, with no client id, that were disabled since this was asked before.
@@ -195,7 +215,7 @@ const TAKEN_OVER: Ending = Ending { code: Code::TakenOver, why: "another connect
 
 impl Home {
     fn new(connection: u64, worker: Orders) -> Self {
-        Self { connection, worker, is_logged: false, ending: None, next: None }
+        Self { connection, worker, is_live: false, is_logged: false, ending: None, next: None }
     }
 
     fn finish(&mut self, ending: Ending) {
@@ -293,6 +313,14 @@ pub enum Revoked {
 impl Access {
     /// Ends the device's connections to this gateway, and lets those that speak for it ask again whether they may.
     pub fn revoke_here(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
+        self.is_revoked(tenant, device, what);
+        if what == Revoked::Device {
+            self.sessions.disown(tenant, device);
+        }
+    }
+
+    /// The same when the log has said it, which knows what becomes of wills.
+    pub(crate) fn is_revoked(&self, tenant: &TenantId, device: &DeviceId, what: Revoked) {
         self.admissions.forget_all(); // First: whoever is asked about again is asked about there.
         self.accounts.of(tenant).revoked();
         let (code, why) = match what {
@@ -310,10 +338,7 @@ pub async fn revoke_everywhere(
     device: &DeviceId,
     what: Revoked,
 ) -> Result<(), AppendError> {
-    let at = announce::of_tenant(journal, tenant);
-    let (tenant, device) = ((**tenant).into(), (**device).into());
-    let revoked = Change::Revoked { tenant, device, is_disabled: what == Revoked::Device };
-    let mut batch = Batch::default();
-    batch.push_with(|out| revoked.encode(out));
-    journal.append(at, batch).await.map(drop)
+    let is_disabled = what == Revoked::Device;
+    let revoked = Change::Revoked { tenant: (**tenant).into(), device: (**device).into(), is_disabled };
+    announce::log(journal, tenant, &revoked).await
 }

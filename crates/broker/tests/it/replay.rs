@@ -305,7 +305,7 @@ fn with_restarts(history: &World, cuts: &BTreeSet<usize>) -> World {
     let mut last = 0;
     for (offset, bytes) in history.log.iter().enumerate() {
         if cuts.contains(&offset) {
-            let snapshot = world.broker.snapshot(0, offset as u64, history.now);
+            let snapshot = world.broker.snapshot(0, offset as u64);
             let me = world.broker.me().unwrap();
             world.broker = Broker::new(1, LIMITS);
             world.broker.is_gateway(me);
@@ -335,7 +335,7 @@ proptest! {
 
         let mut restarted = with_restarts(&world, &cuts);
         let mut replayed = world.replayed();
-        let snapshot = world.broker.snapshot(0, world.log.len() as u64, world.now);
+        let snapshot = world.broker.snapshot(0, world.log.len() as u64);
         let mut restored = World { now: world.now, ..World::new() };
         restored.broker.restore(0, &snapshot).unwrap();
 
@@ -357,6 +357,6 @@ proptest! {
             other.apply(0, offset, bytes, true).unwrap();
         }
         let end = world.log.len() as u64;
-        prop_assert_eq!(other.snapshot(0, end, world.now), world.broker.snapshot(0, end, world.now));
+        prop_assert_eq!(other.snapshot(0, end), world.broker.snapshot(0, end));
     }
 }

@@ -1,4 +1,4 @@
-use dunlin_broker::{Limits, Published, Qos::AtLeastOnce, RetainHandling, Subscription};
+use dunlin_broker::{Change, Limits, Published, Qos::AtLeastOnce, RetainHandling, Subscription};
 
 use crate::world::{Changed, LIMITS, World, lasting, message, seconds, sent, subscription, will, with_will};
 
@@ -87,16 +87,16 @@ fn a_will_that_finds_no_room_is_given_out_and_not_retained() {
     assert_eq!(world.counts().retained, 1);
 }
 
-/// The change was on its way to the log when the snapshot was taken.
+/// The change was on its way to the log when expired messages were forgotten.
 #[test]
-fn a_snapshot_does_not_change_what_an_older_subscription_brings() {
+fn what_has_just_expired_is_there_for_an_older_subscription() {
     let mut world = World::new();
     world.publish(message("a", "short", AtLeastOnce).retained().expires_at(seconds(10)));
-    world.broker.snapshot(0, world.log.len() as u64, seconds(11));
+    world.log(&Change::Passed { at: seconds(11) });
     world.now = seconds(9);
     let session = world.open("client", lasting(100));
     world.subscribe(&session, "a", subscription(AtLeastOnce));
     assert_eq!(sent(&session, world.now), ["a short"]);
-    world.broker.snapshot(0, world.log.len() as u64, seconds(100));
+    world.log(&Change::Passed { at: seconds(100) });
     assert_eq!(world.counts().retained, 0, "what is long expired is forgotten");
 }

@@ -236,7 +236,7 @@ fn a_damaged_snapshot_changes_nothing() {
     let mut world = World::new();
     let session = world.open("client", lasting(100));
     world.subscribe(&session, "a", subscription(AtLeastOnce));
-    let good = world.broker.snapshot(0, 2, world.now);
+    let good = world.broker.snapshot(0, 2);
     for cut in 0..good.len() {
         let target = World::new();
         assert!(target.broker.restore(0, &good[..cut]).is_err());

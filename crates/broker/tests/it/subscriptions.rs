@@ -170,7 +170,7 @@ fn a_start_keeps_subscriptions_beyond_the_bound() {
         replayed.broker.apply(0, offset, bytes, false).unwrap();
     }
     let mut restored = World::with(lower);
-    let snapshot = world.broker.snapshot(0, world.log.len() as u64, world.now);
+    let snapshot = world.broker.snapshot(0, world.log.len() as u64);
     restored.broker.restore(0, &snapshot).unwrap();
     for world in [&mut replayed, &mut restored] {
         assert_eq!(world.counts().subscriptions, 3);

@@ -118,15 +118,18 @@ impl Platform for ServerPlatform {
             Revoked::Token => dunlin_gateway::Revoked::Token,
             Revoked::Device => dunlin_gateway::Revoked::Device,
         };
-        if let Some(access) = &self.access {
-            access.revoke_here(tenant, device, what);
-        }
         async move {
-            if !self.has_company {
-                return Ok(());
+            let told = match self.has_company {
+                true => revoke_everywhere(&*self.journal, tenant, device, what).await,
+                false => Ok(()),
+            };
+            // The log tells this process, too.
+            if (!self.has_company || told.is_err())
+                && let Some(access) = &self.access
+            {
+                access.revoke_here(tenant, device, what);
             }
-            let revoked = revoke_everywhere(&*self.journal, tenant, device, what).await;
-            revoked.map_err(|error| chain(&error))
+            told.map_err(|error| chain(&error))
         }
         .boxed()
     }
