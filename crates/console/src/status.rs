@@ -5,12 +5,13 @@ use std::{
 
 use axum::{
     Extension, Json,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
+    extract::{FromRequestParts, State},
+    http::{StatusCode, header, request::Parts},
     response::IntoResponse,
 };
 use dunlin_registry::Scope;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::{
     Console, Platform, Vitals,
@@ -121,8 +122,30 @@ pub(crate) struct Readers(Mutex<Vec<(String, Instant)>>);
 
 const READERS_MAX: usize = 8;
 const READER_KEPT: Duration = Duration::from_secs(600);
+/// Whoever watches gives up soon, and would take the process for dead.
+const READER_WAITS: Duration = Duration::from_millis(500);
 
 impl Readers {
+    /// `asking` is whose the token is. Who has read before does not wait for a registry that says nothing.
+    pub(crate) async fn admit(
+        &self,
+        token: &str,
+        asking: impl Future<Output = Result<PlatformAsker, Problem>>,
+    ) -> Result<(), Problem> {
+        if !self.has_read(token) {
+            return self.let_in(token, asking.await);
+        }
+        match timeout(READER_WAITS, asking).await {
+            Ok(asker) => self.let_in(token, asker),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn has_read(&self, token: &str) -> bool {
+        let readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.iter().any(|(known, at)| known == token && at.elapsed() < READER_KEPT)
+    }
+
     fn let_in(&self, token: &str, asker: Result<PlatformAsker, Problem>) -> Result<(), Problem> {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = readers.iter().position(|(known, _)| known == token);
@@ -143,13 +166,13 @@ impl Readers {
 }
 
 pub(crate) async fn metrics<S: Seen>(
-    asker: Result<PlatformAsker, Problem>,
-    headers: HeaderMap,
+    mut parts: Parts,
     Extension(readers): Extension<Arc<Readers>>,
     State(seen): State<S>,
 ) -> Result<impl IntoResponse, Problem> {
     if !seen.metrics_open() {
-        readers.let_in(ask::token(&headers).unwrap_or_default(), asker)?;
+        let token = ask::token(&parts.headers).unwrap_or_default().to_owned();
+        readers.admit(&token, PlatformAsker::from_request_parts(&mut parts, &seen)).await?;
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], seen.platform().metrics()))

@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use arrow::{
@@ -19,7 +20,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 
-use super::*;
+use super::{ask::PlatformAsker, status::Readers, *};
 
 #[derive(Debug, Default)]
 struct QuietPlatform {
@@ -345,6 +346,15 @@ async fn metrics_are_for_platform_administrators_unless_they_are_open() {
         assert_eq!(statuses(api).await, [200, 503, 503]);
     }
     assert_eq!(api.ask(&api.platform, "GET", "/v1/devices", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn who_has_read_metrics_does_not_wait_for_a_registry_that_says_nothing() {
+    let readers = Readers::default();
+    assert!(readers.admit("known", std::future::ready(Ok(PlatformAsker))).await.is_ok());
+    assert!(readers.admit("known", std::future::pending()).await.is_ok());
+    let unknown = readers.admit("unknown", std::future::pending());
+    assert!(tokio::time::timeout(Duration::from_secs(1), unknown).await.is_err(), "nobody says that it may");
 }
 
 #[tokio::test]
