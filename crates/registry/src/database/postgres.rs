@@ -1,7 +1,12 @@
 //! A server that is gone, frozen or cut off is an error within a known time, and holds no connection of the pool: sqlx
 //! itself waits for an answer for as long as TCP does, a quarter of an hour, also when a connection goes back.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool, Postgres,
@@ -9,6 +14,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
 };
@@ -69,6 +75,41 @@ pub(super) async fn turn(
     turn.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)
 }
 
+/// A connection of the pool's, on loan. It goes back within a known time or is gone: sqlx waits for what it says last, also
+/// to one that has been silent, and counts it as lent meanwhile.
+#[derive(Debug)]
+pub(crate) struct Lent(PoolConnection<Postgres>);
+
+impl Lent {
+    pub(super) async fn of(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        pool.acquire().await.map(Self)
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let returns = self.0.return_to_pool();
+        // Dropped without having come to its end, it closes the connection.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async { timeout(CLOSED_WITHIN, returns).await });
+        }
+    }
+}
+
 /// Its connection goes back to the pool once it is committed, and is closed otherwise: sqlx would give one back whose BEGIN
 /// was given up, and what is written there next would be part of a transaction that nobody ends.
 #[derive(Debug)]
@@ -89,7 +130,7 @@ impl PgTransaction {
 
     pub(super) async fn commit(mut self, answer_max: Duration) -> Result<(), sqlx::Error> {
         within(answer_max, sqlx::query("COMMIT").execute(self.connection())).await?;
-        self.0.take();
+        drop(self.0.take().map(Lent));
         Ok(())
     }
 }
@@ -107,7 +148,7 @@ pub(super) async fn close(pool: &PgPool) {
 }
 
 pub(super) async fn check(pool: &PgPool) -> Result<(), sqlx::Error> {
-    match takes_writes(&mut *pool.acquire().await?).await? {
+    match takes_writes(&mut *Lent::of(pool).await?).await? {
         true => Ok(()),
         false => Err(read_only()),
     }

@@ -2,7 +2,10 @@ use sqlx::{
     FromRow, Postgres, SqlSafeStr, SqlStr, Sqlite, postgres::PgRow, query, query_as, sqlite::SqliteRow,
 };
 
-use super::{Executor, postgres::within};
+use super::{
+    Executor,
+    postgres::{Lent, within},
+};
 
 /// A statement with its parameters, for either database.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ macro_rules! run {
                 bound!($query::<Sqlite $(, $row)?>(text).persistent(is_kept), parameters).$run(connection).await.map($answer)
             }
             Executor::PostgresPool(pool, answer_max) => {
-                let mut connection = pool.acquire().await?;
+                let mut connection = Lent::of(pool).await?;
                 let query = bound!($query::<Postgres $(, $row)?>(text).persistent(is_kept), parameters);
                 within(answer_max, query.$run(&mut *connection)).await.map($answer)
             }

@@ -5,7 +5,7 @@ use dunlin_registry::{Config, Registry};
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use crate::{Lab, devices::named, server::Server};
+use crate::{Lab, devices::named, network::Network, server::Server};
 
 /// Quick to give up.
 fn impatient(lab: &mut Lab) {
@@ -77,6 +77,29 @@ async fn a_server_that_is_frozen_holds_nobody_up_and_is_found_again() {
         registry.add_device(&tenant, &named(&format!("after-{n}"), false)).await.unwrap();
     }))
     .await;
+}
+
+/// Those that were going back to the pool at that moment, too.
+#[tokio::test]
+async fn connections_that_a_firewall_forgets_are_replaced() {
+    let server = Server::start();
+    let network = Network::to(server.port).await;
+    let mut lab = Lab::postgres_at(&format!("postgres://dunlin@127.0.0.1:{}/postgres", network.port)).await;
+    impatient(&mut lab);
+    let registry = lab.open().await;
+    let tenant = TenantId::default_tenant();
+    registry.add_tenant(&tenant).await.unwrap();
+    for _ in 0..3 {
+        let asking = join_all((0..9).map(|_| async { while registry.check().await.is_ok() {} }));
+        let _ = timeout(Duration::from_millis(200), asking).await;
+        network.forget_connections();
+        timeout(GIVEN_UP_BY * 3, until_it_answers(&registry)).await.unwrap();
+    }
+    // All of the pool are there again.
+    let held = timeout(GIVEN_UP_BY * 3, async {
+        while join_all((0..3).map(|_| registry.check())).await.iter().any(Result::is_err) {}
+    });
+    held.await.unwrap();
 }
 
 /// A process that froze or was cut off within a transaction keeps its locks for seconds, not for hours.

@@ -3,6 +3,7 @@
 //! PostgreSQL is started here (dev/services/postgres.sh), or is the one that DUNLIN_TEST_POSTGRES names by a url.
 
 mod lab; // a registry on one of the databases
+mod network; // that forgets
 mod server; // a PostgreSQL to be stopped and frozen
 
 mod alerts;
