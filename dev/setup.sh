@@ -163,6 +163,7 @@ case ${1-} in
     need pgrep procps
     need prometheus-alertmanager prometheus-alertmanager
     need promtool prometheus
+    need prometheus prometheus
     need faketime faketime
     need openssl openssl
     need mkfs.ext4 e2fsprogs

@@ -6,16 +6,20 @@ import threading
 
 class Proxy:
     """Carries bytes between its own port and another. `swallow_up` and `swallow_down` make what a client or the
-    server sends disappear, without a word to either."""
+    server sends disappear, without a word to either.
 
-    def __init__(self, target_port):
-        self.target = ("127.0.0.1", target_port)
+    While it is cut, nothing arrives on either side. When it is mended what was sent arrives, as TCP sends it again; unless
+    it forgets the connections from before, as a firewall does: then they are silent for good.
+    """
+
+    def __init__(self, target_port=None):
+        self.carries_to(target_port)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1_000)
         self.port = self.listener.getsockname()[1]
         self.swallow_up = self.swallow_down = False
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
-        self.forgotten = []
+        self.forgotten, self.held_up = [], []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.carry, daemon=True)
@@ -29,9 +33,27 @@ class Proxy:
         self.thread.join(10)
         for key in list(self.selector.get_map().values()):
             key.fileobj.close()
-        for end in self.forgotten:
+        for end in self.forgotten + [key.fileobj for key in self.held_up]:
             end.close()
         self.selector.close()
+
+    def carries_to(self, port):
+        self.target = ("127.0.0.1", port)
+
+    def cut(self):
+        with self.lock:
+            for key in list(self.selector.get_map().values()):
+                self.selector.unregister(key.fileobj)
+                self.held_up.append(key)
+
+    def mend(self, forgets=False):
+        with self.lock:
+            for key in self.held_up:
+                if forgets and key.fileobj is not self.listener:
+                    self.forgotten.append(key.fileobj)
+                else:
+                    self.selector.register(key.fileobj, key.events, key.data)
+            self.held_up.clear()
 
     def forget_connections(self):
         """Whatever either side of today's connections says from here on reaches nobody, and nobody is told."""
@@ -52,7 +74,11 @@ class Proxy:
 
     def accept(self):
         client, _ = self.listener.accept()
-        server = socket.create_connection(self.target)
+        try:
+            server = socket.create_connection(self.target)
+        except OSError:
+            client.close()
+            return
         self.selector.register(client, selectors.EVENT_READ, lambda: self.pass_on(client, server, "swallow_up"))
         self.selector.register(server, selectors.EVENT_READ, lambda: self.pass_on(server, client, "swallow_down"))
 

@@ -10,14 +10,20 @@ SCRIPT = HERE.parent / "services" / "kafka.sh"
 
 
 class Kafka:
-    """Brokers of one's own; `DUNLIN_TEST_KAFKA=HOST:PORT` is used instead where a single one is enough."""
+    """Brokers of one's own; `DUNLIN_TEST_KAFKA=HOST:PORT` is used instead where a single one is enough.
 
-    def __init__(self, directory, brokers):
+    Proxies stand before doors of a single broker: whoever comes through one is told to come back through it."""
+
+    def __init__(self, directory, brokers, proxies=()):
         self.directory, self.brokers = pathlib.Path(directory), brokers
-        self.bootstrap = os.environ.get("DUNLIN_TEST_KAFKA") if brokers == 1 else None
+        self.bootstrap = os.environ.get("DUNLIN_TEST_KAFKA") if brokers == 1 and not proxies else None
         self.is_own = self.bootstrap is None
         if self.is_own:
-            script("start", str(brokers), str(self.directory))
+            ports = " ".join(str(proxy.port) for proxy in proxies)
+            script("start", str(brokers), str(self.directory), env={"DOORS": ports})
+            doors = (self.directory / "doors").read_text().split()
+            for proxy, door in zip(proxies, doors, strict=True):
+                proxy.carries_to(int(door))
             script("ready", str(self.directory))
             self.bootstrap = (self.directory / "bootstrap").read_text().strip()
 
@@ -57,7 +63,9 @@ class Kafka:
             script("stop", str(self.directory))
 
 
-def script(*arguments, timeout=120):
-    run = subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+def script(*arguments, timeout=120, env=None):
+    run = subprocess.run(
+        [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | (env or {})
+    )
     assert run.returncode == 0, f"kafka.sh {' '.join(arguments)}: {run.stdout}{run.stderr}"
     return run.stdout

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Apache Kafka's own broker on loopback, KRaft, small heaps. Broker 1 is the controller as well.
 #   kafka.sh start BROKERS DIR     on free ports; DIR/bootstrap says which. With SECURE=1 also a door with TLS and SCRAM:
-#                                  DIR/bootstrap-secure, DIR/ca.pem, user dunlin, password secret
+#                                  DIR/bootstrap-secure, DIR/ca.pem, user dunlin, password secret. With DOORS='PORT PORT ...',
+#                                  of one broker, also doors that call themselves by those ports of others, who carry to
+#                                  those in DIR/doors
 #   kafka.sh ready DIR             waits until it answers
 #   kafka.sh stop DIR [BROKER]     one or all, in an orderly way
 #   kafka.sh kill DIR BROKER       at once, as a crash would
@@ -42,17 +44,24 @@ configure() {
   local controller bootstrap=() bootstrap_secure=()
   controller=$(free_port)
   [ -z "${SECURE-}" ] || certify "$dir"
+  : >"$dir/doors"
   for id in $(seq "$brokers"); do
     port=$(free_port)
     bootstrap+=("127.0.0.1:$port")
     mkdir -p "$dir/broker-$id"
-    local roles=broker listeners=PLAINTEXT://127.0.0.1:$port advertised
+    local roles=broker listeners=PLAINTEXT://127.0.0.1:$port advertised named door
+    local protocols=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
     if [ -n "${SECURE-}" ]; then
       secure=$(free_port)
       bootstrap_secure+=("127.0.0.1:$secure")
       listeners+=,SASL_SSL://127.0.0.1:$secure
     fi
     advertised=$listeners
+    for named in ${DOORS-}; do
+      door=$(free_port)
+      echo "$door" >>"$dir/doors"
+      listeners+=,DOOR$named://127.0.0.1:$door advertised+=,DOOR$named://127.0.0.1:$named protocols+=,DOOR$named:PLAINTEXT
+    done
     [ "$id" != 1 ] || { roles=broker,controller; listeners+=,CONTROLLER://127.0.0.1:$controller; }
     cat >"$dir/broker-$id/server.properties" <<CONF
 process.roles=$roles
@@ -61,7 +70,7 @@ broker.rack=rack-$id
 listeners=$listeners
 advertised.listeners=$advertised
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
+listener.security.protocol.map=$protocols
 controller.quorum.voters=1@127.0.0.1:$controller
 log.dirs=$dir/broker-$id/data
 auto.create.topics.enable=false
@@ -161,5 +170,5 @@ case ${1-} in
     cat >/dev/null
     ;;
   tool) jvm "${tool_heap[@]}" "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" "${@:2}" ;;
-  *) sed -n '2,12s/^# *//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,14s/^# *//p' "$0" >&2; exit 2 ;;
 esac
