@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The figures of docs/performance.md: `make bench`, or `dev/bench/run.py NAME ...` for some of them.
+"""The figures of docs/performance.md: `make bench`, or `dev/bench/run.py NAME ...` for some of them; NAME=NUMBER tries one
+that has a size with another.
 
 Every figure is a ratio within one run, peers interleaved on the same machine, raw numbers beside it. Prints a Markdown
 table; progress goes to standard error."""
@@ -86,7 +87,7 @@ client_certificates = "{client_certificates}"
 class Dunlin:
     """The platform on a directory of its own; with TLS too if it is said whether clients need certificates."""
 
-    def __init__(self, config="", rules=RULES, client_certificates=None, roles=None, data=None):
+    def __init__(self, config="", rules=RULES, client_certificates=None, roles=None, data=None, waits=True):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="dunlin-bench-", dir=os.environ.get("BENCH_DIR")))
         self.mqtt, self.http = free_port(), free_port()
         self.roles = ["--role", roles] if roles else []
@@ -99,7 +100,10 @@ class Dunlin:
             self.mqtts, self.https = free_port(), free_port()
             config = tls_config(self.certificates, self.mqtts, self.https, client_certificates) + config
         (self.dir / "dunlin.toml").write_text(config)
-        self.start()
+        if waits:
+            self.start()
+        else:
+            self.begin()
 
     def tls(self, *options):
         """What the loader needs to speak TLS."""
@@ -111,10 +115,16 @@ class Dunlin:
 
     def start(self):
         began = time.monotonic()
+        self.begin()
+        return self.begun(began)
+
+    def begin(self):
         self.process = subprocess.Popen(
             [TARGET / "dunlin", "serve", *self.roles, "--data", self.data, "--config", self.dir / "dunlin.toml",
              "--mqtt", f"127.0.0.1:{self.mqtt}", "--http", f"127.0.0.1:{self.http}"],
             stderr=open(self.dir / "log", "a"))
+
+    def begun(self, began):
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/readyz", timeout=60):
@@ -166,13 +176,17 @@ class Dunlin:
     def cpu_seconds(self):
         return cpu_seconds(self.process.pid)
 
-    def metric(self, name):
-        """The sum over all labels."""
+    def samples(self, name):
+        """One for each set of labels."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}/metrics",
                                          headers={"authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.split("[{ ]", line)[0] == name)
+        return [float(line.rsplit(" ", 1)[1]) for line in lines if re.split("[{ ]", line)[0] == name]
+
+    def metric(self, name):
+        """The sum over all labels."""
+        return sum(self.samples(name))
 
     def query_csv(self, sql, path):
         with open(path, "w") as out:
@@ -281,6 +295,7 @@ class Kafka:
         return self.script("tool", f"org.apache.kafka.tools.{name}", *arguments)
 
     def journal(self):
+        """Without its end: whoever has more to say of it says it behind."""
         prefix = f"bench-{time.monotonic_ns()}."
         return (f'[journal]\nkind = "kafka"\nbrokers = "{self.bootstrap}"\nprefix = "{prefix}"\ntelemetry_partitions = {self.PARTITIONS}\n'
                 "replication_factor = 1\nmin_insync_replicas = 1\n")
@@ -345,6 +360,165 @@ def kafka_durable():
     return ("QoS 1 msg/s, PUBACK after Kafka (1 broker, acks=all), 128 B, 100 x 50 / kafka-producer-perf-test: role gateway; "
             "all roles in the process", f"{ratio}; {ratio_whole}", "0.5", "0.8",
             f"{figures}, whole {statistics.median(whole):.0f}; CPU of dunlin + broker a message: {cpu}")
+
+
+class Fleet:
+    """Devices behind a gateway device, as many as there may be: each says something when its turn comes."""
+
+    LINES = 10_000  # A message has no more records.
+
+    def __init__(self, gateway, devices, console):
+        self.devices, self.at = devices, 0
+        self.token = console.api("/v1/devices", {"name": "fleet", "gateway": True})["token"]
+        self.connection = http.client.HTTPConnection("127.0.0.1", gateway.http, timeout=120)
+        self.stopping, self.thread = threading.Event(), None
+
+    def say(self, count):
+        turns = (n % self.devices for n in range(self.at, self.at + count))
+        body = "\n".join(f"telemetry,device=unit-{n:07} temperature={20 + n % 1000 / 100},humidity=40.25" for n in turns)
+        self.connection.request("POST", "/api/v2/write", body, {"authorization": f"Token {self.token}"})
+        answer = self.connection.getresponse()
+        said = answer.read()
+        assert answer.status == 204, said
+        self.at += count
+
+    def say_all(self):
+        end = self.at + self.devices
+        while self.at < end:
+            self.say(min(self.LINES, end - self.at))
+
+    def __enter__(self):
+        """From here on in turn, a hundredth of them a second."""
+        self.a_second = max(1, min(self.LINES, self.devices // 100))
+        self.thread = threading.Thread(target=self.go_on, daemon=True)
+        self.thread.start()
+        return self
+
+    def go_on(self):
+        due = time.monotonic()
+        while not self.stopping.wait(max(0, due - time.monotonic())):
+            self.say(self.a_second)
+            due += 1
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        self.thread.join()
+        self.connection.close()
+
+
+def catch_up(devices=1_000_000):
+    """kill -9 of one of two processes of the role pipeline, which have the state of all devices: until the other has all
+    partitions and is no further behind than what arrives in a second."""
+    rules = '[[rule]]\nname = "hot"\nwhen = "temperature > 80 for 2m"\n[[rule]]\nname = "silent"\nwhen = "no data for 1h"\n'
+    lag, held, count = "dunlin_pipeline_lag_records", "dunlin_pipeline_partitions_held", "dunlin_pipeline_devices"
+    processes, times = [], []
+
+    def process(roles, name, data=None):
+        config = journal + f'member = "{name}"\nsession_seconds_max = 6\n'
+        config += f"[gateway]\ndevice_children_max = {devices}\n"
+        processes.append(Dunlin(config, rules, roles=roles, data=data))
+        return processes[-1]
+
+    with Kafka() as kafka:
+        journal = kafka.journal()
+        try:
+            back = process("store,alerting,console", "back")
+            gateway = process("gateway", "gateway", back.dir)
+            pipelines = [process("pipeline", f"rules-{n}", back.dir) for n in (1, 2)]
+            fleet = Fleet(gateway, devices, back)
+            began = time.monotonic()
+            fleet.say_all()
+            say(f"catch_up: {devices} devices have said something within {time.monotonic() - began:.0f} s")
+
+            def is_up(some, behind_max):
+                lags = [lag_of for pipeline in some for lag_of in pipeline.samples(lag)]
+                return len(lags) == Kafka.PARTITIONS and sum(lags) <= behind_max
+
+            with fleet:
+                for n in range(ROUNDS):
+                    while not (is_up(pipelines, fleet.a_second) and all(p.metric(held) for p in pipelines)):
+                        time.sleep(0.2)
+                    assert sum(pipeline.metric(count) for pipeline in pipelines) >= devices
+                    time.sleep(15 + 2.7 * n)  # Somewhere between two checkpoints.
+                    victim, other = pipelines[n % 2], pipelines[1 - n % 2]
+                    state = sum(f.stat().st_size for f in (back.dir / "pipeline").rglob("*.ckpt"))
+                    moved = victim.metric(count)
+                    killed = time.monotonic()
+                    victim.end(signal.SIGKILL)
+                    steps = []
+                    for is_done in (lambda: other.metric(held) == Kafka.PARTITIONS,
+                                    lambda: len(other.samples(lag)) == Kafka.PARTITIONS,
+                                    lambda: is_up([other], fleet.a_second)):
+                        while not is_done():
+                            time.sleep(0.05)
+                        steps.append(time.monotonic() - killed)
+                    times.append(steps)
+                    assert other.metric(count) >= devices
+                    say(f"catch_up: given after {steps[0]:.1f} s, restored after {steps[1]:.1f} s, caught up after {steps[2]:.1f} s; "
+                        f"{moved:.0f} devices moved, {state / 1e6:.0f} MB of checkpoints, {other.memory() / 1e9:.1f} GB of memory")
+                    victim.start()
+        finally:
+            for one in processes[::-1]:
+                one.remove()
+    given, restored, caught_up = (statistics.median(step) for step in zip(*times))
+    return (f"kill -9 of one of two pipeline processes with the state of {devices:,} devices, {fleet.a_second:,} records/s: until the "
+            "other has caught up", f"{caught_up:.1f} s", "30 s", "10 s",
+            f"{', '.join(f'{step[2]:.1f}' for step in times)} s; missed and given after {given:.1f} s (session 6 s), state restored "
+            f"after {restored:.1f} s")
+
+
+def two_pipelines(seconds=25):
+    """The same backlog through one process of the role pipeline and through two that share its partitions."""
+    with Kafka() as kafka:
+        journal = kafka.journal()
+        back = Dunlin(journal + 'member = "back"\nsession_seconds_max = 6\n')
+        rates, used = {1: [], 2: []}, {1: [], 2: []}
+        try:
+            tokens = back.tokens()
+            back.end()
+            gateway = Dunlin(journal, roles="gateway", data=back.dir)
+            acked = load(gateway.mqtt, "--duration", f"{seconds}s", "--payload-bytes", 128, "--tokens", tokens)["acked"]
+            gateway.end()
+            shutil.rmtree(gateway.dir)
+            for _ in range(ROUNDS):
+                for count in (1, 2):
+                    # From the oldest record.
+                    shutil.rmtree(back.dir / "pipeline", ignore_errors=True)
+                    took, cpu = backlog_read(journal, back.dir, count, acked)
+                    rates[count].append(acked / took)
+                    used[count].append(cpu / acked * 1e6)
+                    say(f"two_pipelines: {count}: {rates[count][-1]:.0f} records/s, {used[count][-1]:.3f} us of CPU a record")
+        finally:
+            back.remove()
+    by_time, raw = median_ratio(rates[2], rates[1])
+    one, two = (statistics.median(used[count]) for count in (1, 2))
+    return ("records/s of a backlog with 2 pipeline processes / 1, on the same 2 cores; CPU a record with 2 / 1",
+            f"{by_time}; {two / one:.3f}", "within 0.10 of 1", "0.03",
+            f"{raw}; {two:.3f} / {one:.3f} us, " + " and ".join(" ".join(f"{u:.3f}" for u in used[c]) for c in (2, 1)))
+
+
+def backlog_read(journal, data, count, records):
+    """Seconds, and seconds of CPU, that so many pipeline processes take for all that is in the journal."""
+    pipelines = [Dunlin(journal + 'member = ""\nsession_seconds_max = 6\n', roles="pipeline", data=data, waits=False)
+                 for _ in range(count)]
+    try:
+        for pipeline in pipelines:
+            pipeline.begun(time.monotonic())
+        began, before = time.monotonic(), [pipeline.cpu_seconds() for pipeline in pipelines]
+
+        def is_done():
+            lags = [lag for pipeline in pipelines for lag in pipeline.samples("dunlin_pipeline_lag_records")]
+            taken = sum(pipeline.metric("dunlin_pipeline_records_total") for pipeline in pipelines)
+            return taken >= records and len(lags) == Kafka.PARTITIONS and not any(lags)
+
+        while not is_done():
+            time.sleep(0.1)
+        took = time.monotonic() - began
+        return took, sum(pipeline.cpu_seconds() for pipeline in pipelines) - sum(before)
+    finally:
+        for pipeline in pipelines:
+            pipeline.end()
+            shutil.rmtree(pipeline.dir)
 
 
 def end_to_end():
@@ -886,8 +1060,8 @@ def alerts_absorbed(devices=250, rules=200):
             "50 k", " ".join(f"{r:.0f}" for r in rates))
 
 
-FIGURES = {f.__name__: f for f in (null_sink, durable, kafka_durable, end_to_end, ack_latency, connects, mtls_handshakes, fan_out,
-                                   tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
+FIGURES = {f.__name__: f for f in (null_sink, durable, kafka_durable, catch_up, two_pipelines, end_to_end, ack_latency,
+                                   connects, mtls_handshakes, fan_out, tls_durable, idle_memory, storm, journal_append, bytes_per_reading, restart,
                                    http_or_mqtt, alert_latency, alerts_absorbed, windows, checkpoints, rule_evaluations)}
 
 
@@ -896,7 +1070,8 @@ def main():
     rows = []
     for name in names:
         say(name)
-        rows.append((*FIGURES[name](), f"`dev/bench/run.py {name}`"))
+        figure, _, size = name.partition("=")
+        rows.append((*FIGURES[figure](*([int(size)] if size else [])), f"`dev/bench/run.py {name}`"))
     print("| what | measured | reach | aim | raw | command |\n|---|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
