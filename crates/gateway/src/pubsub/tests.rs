@@ -1,4 +1,4 @@
-use dunlin_broker::{Qos, SessionKey, Will};
+use dunlin_broker::{GatewayNumber, Qos, SessionKey, Will};
 use dunlin_journal::MemoryJournal;
 use dunlin_model::Timestamp;
 use tokio::sync::mpsc;
