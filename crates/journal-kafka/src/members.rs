@@ -31,6 +31,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// How often and how long a broker is asked how far a partition goes that was given.
 const ASKS_MAX: usize = 5;
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A member hears at its heartbeats that others have come: they wait for it.
+const HEARTBEAT_MILLIS_MAX: u64 = 3_000;
+const POLL_MILLIS_MAX: u64 = 300_000;
 
 pub(crate) type Member = BaseConsumer<Group>;
 
@@ -55,17 +58,6 @@ pub(crate) fn join(
     positions: Arc<Positions>,
     caller: Caller,
 ) -> KafkaResult<Member> {
-    let mut client = client.clone();
-    client.set("group.id", format!("{}consumer.{consumer}", config.prefix));
-    if !config.member.is_empty() {
-        client.set("group.instance.id", &config.member);
-    }
-    client.set("partition.assignment.strategy", "cooperative-sticky");
-    client.set("session.timeout.ms", (config.session_seconds_max * 1000).to_string());
-    client.set("heartbeat.interval.ms", (config.session_seconds_max * 1000 / 4).to_string());
-    client.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
-    client.set("allow.auto.create.topics", "false").set("auto.offset.reset", "latest");
-    client.set("queued.min.messages", "1").set("queued.max.messages.kbytes", "64");
     let patience = Duration::from_secs(config.handover_seconds_max);
     let group = Group {
         told: Told::default(),
@@ -75,9 +67,27 @@ pub(crate) fn join(
         caller: Mutex::new(caller),
         patience,
     };
-    let member: Member = client.create_with_context(group)?;
+    let member: Member = settings(client, config, consumer).create_with_context(group)?;
     member.subscribe(&[topic])?;
     Ok(member)
+}
+
+fn settings(client: &ClientConfig, config: &Config, consumer: &str) -> ClientConfig {
+    let mut client = client.clone();
+    client.set("group.id", format!("{}consumer.{consumer}", config.prefix));
+    if !config.member.is_empty() {
+        client.set("group.instance.id", &config.member);
+    }
+    client.set("partition.assignment.strategy", "cooperative-sticky");
+    let session_millis = config.session_seconds_max * 1_000;
+    client.set("session.timeout.ms", session_millis.to_string());
+    client.set("heartbeat.interval.ms", (session_millis / 4).min(HEARTBEAT_MILLIS_MAX).to_string());
+    // librdkafka wants it to be no less than a session.
+    client.set("max.poll.interval.ms", session_millis.max(POLL_MILLIS_MAX).to_string());
+    client.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    client.set("allow.auto.create.topics", "false").set("auto.offset.reset", "latest");
+    client.set("queued.min.messages", "1").set("queued.max.messages.kbytes", "64");
+    client
 }
 
 /// The thread of a member: until it has left, or the journal ends.
@@ -249,5 +259,20 @@ impl Holdings {
     /// Whoever has not joined holds everything.
     pub(crate) fn permit(&self, consumer: &str, place: usize) -> bool {
         self.0.get(consumer).is_none_or(|held| held.contains(&place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_can_be_made_with_every_session_that_a_configuration_may_have() {
+        for session_seconds_max in [1, 6, 10, 300, 301, 1_800] {
+            let config = Config { session_seconds_max, ..Config::default() };
+            config.check().unwrap();
+            let made = settings(&ClientConfig::new(), &config, "pipeline").create::<BaseConsumer>();
+            assert!(made.is_ok(), "{session_seconds_max} s: {:?}", made.err());
+        }
     }
 }
