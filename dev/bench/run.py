@@ -468,28 +468,22 @@ def catch_up(devices=1_000_000):
 
 
 def two_pipelines(seconds=25):
-    """The same backlog through one process of the role pipeline and through two that share its partitions."""
+    """A backlog through one process of the role pipeline, and a like one through two that share its partitions."""
     with Kafka() as kafka:
-        journal = kafka.journal()
-        back = Dunlin(journal + 'member = "back"\nsession_seconds_max = 6\n')
+        backlogs = {count: Backlog(kafka, count) for count in (1, 2)}
         rates, used = {1: [], 2: []}, {1: [], 2: []}
         try:
-            tokens = back.tokens()
-            back.end()
-            gateway = Dunlin(journal, roles="gateway", data=back.dir)
-            acked = load(gateway.mqtt, "--duration", f"{seconds}s", "--payload-bytes", 128, "--tokens", tokens)["acked"]
-            gateway.end()
-            shutil.rmtree(gateway.dir)
+            for backlog in backlogs.values():
+                backlog.fill(seconds)
             for _ in range(ROUNDS):
-                for count in (1, 2):
-                    # From the oldest record.
-                    shutil.rmtree(back.dir / "pipeline", ignore_errors=True)
-                    took, cpu = backlog_read(journal, back.dir, count, acked)
-                    rates[count].append(acked / took)
-                    used[count].append(cpu / acked * 1e6)
+                for count, backlog in backlogs.items():
+                    took, cpu = backlog.read()
+                    rates[count].append(backlog.records / took)
+                    used[count].append(cpu / backlog.records * 1e6)
                     say(f"two_pipelines: {count}: {rates[count][-1]:.0f} records/s, {used[count][-1]:.3f} us of CPU a record")
         finally:
-            back.remove()
+            for backlog in backlogs.values():
+                backlog.back.remove()
     by_time, raw = median_ratio(rates[2], rates[1])
     one, two = (statistics.median(used[count]) for count in (1, 2))
     return ("records/s of a backlog with 2 pipeline processes / 1, on the same 2 cores; CPU a record with 2 / 1",
@@ -497,28 +491,58 @@ def two_pipelines(seconds=25):
             f"{raw}; {two:.3f} / {one:.3f} us, " + " and ".join(" ".join(f"{u:.3f}" for u in used[c]) for c in (2, 1)))
 
 
-def backlog_read(journal, data, count, records):
-    """Seconds, and seconds of CPU, that so many pipeline processes take for all that is in the journal."""
-    pipelines = [Dunlin(journal + 'member = ""\nsession_seconds_max = 6\n', roles="pipeline", data=data, waits=False)
-                 for _ in range(count)]
-    try:
+class Backlog:
+    """Telemetry that so many processes of the role pipeline have not read. They keep their partitions from one time to the
+    next, so that none moves while it is measured."""
+
+    def __init__(self, kafka, count):
+        self.count, self.journal = count, kafka.journal() + "session_seconds_max = 300\n"
+        self.back = Dunlin(self.journal + 'member = "rules-1"\n')
+
+    def fill(self, seconds):
+        tokens = self.back.tokens()
+        self.back.end()
+        # They divide what is empty yet.
+        self.ended(self.begun())
+        gateway = Dunlin(self.journal, roles="gateway", data=self.back.dir)
+        report = load(gateway.mqtt, "--duration", f"{seconds}s", "--payload-bytes", 128, "--tokens", tokens)
+        self.records = report["acked"]
+        gateway.end()
+        shutil.rmtree(gateway.dir)
+
+    def begun(self):
+        """The processes, once all partitions are held."""
+        pipelines = [Dunlin(f'{self.journal}member = "rules-{n}"\n', roles="pipeline", data=self.back.dir, waits=False)
+                     for n in range(1, self.count + 1)]
         for pipeline in pipelines:
             pipeline.begun(time.monotonic())
-        began, before = time.monotonic(), [pipeline.cpu_seconds() for pipeline in pipelines]
+            pipeline.to_start = pipeline.cpu_seconds()
+        held = "dunlin_pipeline_partitions_held"
+        while sorted(pipeline.metric(held) for pipeline in pipelines) != [Kafka.PARTITIONS / self.count] * self.count:
+            time.sleep(0.01)
+        return pipelines
+
+    def ended(self, pipelines):
+        for pipeline in pipelines:
+            pipeline.end()
+            shutil.rmtree(pipeline.dir)
+
+    def read(self):
+        """Seconds, and seconds of CPU without those that starting takes, from the oldest record to the newest."""
+        shutil.rmtree(self.back.dir / "pipeline", ignore_errors=True)
+        began = time.monotonic()
+        pipelines = self.begun()
 
         def is_done():
             lags = [lag for pipeline in pipelines for lag in pipeline.samples("dunlin_pipeline_lag_records")]
             taken = sum(pipeline.metric("dunlin_pipeline_records_total") for pipeline in pipelines)
-            return taken >= records and len(lags) == Kafka.PARTITIONS and not any(lags)
+            return taken >= self.records and len(lags) == Kafka.PARTITIONS and not any(lags)
 
         while not is_done():
             time.sleep(0.1)
-        took = time.monotonic() - began
-        return took, sum(pipeline.cpu_seconds() for pipeline in pipelines) - sum(before)
-    finally:
-        for pipeline in pipelines:
-            pipeline.end()
-            shutil.rmtree(pipeline.dir)
+        took, cpu = time.monotonic() - began, sum(pipeline.cpu_seconds() - pipeline.to_start for pipeline in pipelines)
+        self.ended(pipelines)
+        return took, cpu
 
 
 def end_to_end():
