@@ -140,7 +140,7 @@ class House:
 
     def mend(self, way):
         forgets = self.chance.random() < 0.5
-        print(f"mended; connections from before are {'forgotten' if forgets else 'taken up again'}")
+        print(f"seed {SEED}: mended; connections from before are {'forgotten' if forgets else 'taken up again'}")
         way.mend(forgets)
 
     def healed(self, name):
