@@ -3,7 +3,10 @@ import pathlib
 import subprocess
 
 import pytest
+from kafka_under_test import Kafka
 from platform_under_test import Platform
+from postgres_under_test import Postgres
+from receivers import WebhookReceiver
 
 
 @pytest.fixture
@@ -27,6 +30,34 @@ def platforms(tmp_path):
 @pytest.fixture
 def platform(platforms):
     return platforms().start()
+
+
+@pytest.fixture
+def receiver():
+    receiver = WebhookReceiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    server = Postgres(tmp_path / "postgres")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def kafkas(tmp_path):
+    """Starts brokers, each cluster in a directory of its own."""
+    started = []
+
+    def start(brokers=1):
+        started.append(Kafka(tmp_path / f"kafka-{len(started)}", brokers))
+        return started[-1]
+
+    yield start
+    for kafka in started:
+        kafka.close()
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ import pytest
 from faulty_network import Proxy
 from kafka_under_test import Kafka
 from platform_under_test import SEED, Load, add_devices, check_nothing_lost, until
-from postgres_under_test import Postgres
 from prometheus_under_test import Prometheus
-from receivers import WebhookReceiver
 from test_roles import PARTITIONS, RULE, Beats, connected, held, say, share
 
 ROLES = {
@@ -30,20 +28,6 @@ CUT_SECONDS = 15  # More than a session, at least; until the alert fires.
 REGISTRY_DOWN_SECONDS = float(os.environ.get("DUNLIN_E2E_REGISTRY_DOWN_SECONDS", "60"))
 HEATERS = PARTITIONS * 2
 SERVER_UNAVAILABLE = 0x88
-
-
-@pytest.fixture
-def receiver():
-    receiver = WebhookReceiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def postgres(tmp_path):
-    server = Postgres(tmp_path / "postgres")
-    yield server
-    server.close()
 
 
 @pytest.fixture

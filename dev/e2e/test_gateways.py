@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 from platform_under_test import SEED, STOP_SECONDS, Load, add_devices, check_nothing_lost, free_port, until
-from test_roles import houses, kafkas, receiver, say  # noqa: F401
+from test_roles import houses, say  # noqa: F401
 
 SESSION_SECONDS = 6  # of the houses
 TAKEN_OVER, ADMINISTRATIVE = 0x8E, 0x98

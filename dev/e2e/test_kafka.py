@@ -9,24 +9,9 @@ import time
 import fastavro
 import paho.mqtt.client as paho
 import pytest
-from kafka_under_test import Kafka
 from platform_under_test import REPOSITORY, SEED, STOP_SECONDS, Load, add_devices, check_nothing_lost, until
 
 SCHEMAS = REPOSITORY / "crates" / "model" / "src"
-
-
-@pytest.fixture
-def kafkas(tmp_path):
-    """Starts brokers, each cluster in a directory of its own."""
-    started = []
-
-    def start(brokers):
-        started.append(Kafka(tmp_path / f"kafka-{len(started)}", brokers))
-        return started[-1]
-
-    yield start
-    for kafka in started:
-        kafka.close()
 
 
 @pytest.fixture

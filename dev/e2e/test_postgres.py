@@ -8,27 +8,11 @@ import time
 import paho.mqtt.client as mqtt
 import pytest
 from platform_under_test import Load, add_devices, binary, check_nothing_lost, until
-from postgres_under_test import Postgres
-from receivers import WebhookReceiver
 from test_alerting import HOT, Device, channel, the_alert
 
 # The full run: DUNLIN_E2E_POSTGRES_DOWN_SECONDS=60.
 DOWN_SECONDS = float(os.environ.get("DUNLIN_E2E_POSTGRES_DOWN_SECONDS", "10"))
 SERVER_UNAVAILABLE = 0x88
-
-
-@pytest.fixture
-def postgres(tmp_path):
-    server = Postgres(tmp_path / "postgres")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def receiver():
-    receiver = WebhookReceiver()
-    yield receiver
-    receiver.close()
 
 
 def started(platforms, config, receiver, rules=HOT):

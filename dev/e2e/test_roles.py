@@ -9,9 +9,7 @@ from collections import Counter
 
 import paho.mqtt.client as paho
 import pytest
-from kafka_under_test import Kafka
 from platform_under_test import SEED, STOP_SECONDS, Load, add_devices, check_nothing_lost, until
-from receivers import WebhookReceiver
 
 PARTITIONS = 6
 RULE = """
@@ -24,26 +22,6 @@ name = "silent"
 when = "no data for 15s"
 devices = "beat-*"
 """
-
-
-@pytest.fixture
-def kafkas(tmp_path):
-    started = []
-
-    def start(brokers=1):
-        started.append(Kafka(tmp_path / f"kafka-{len(started)}", brokers))
-        return started[-1]
-
-    yield start
-    for kafka in started:
-        kafka.close()
-
-
-@pytest.fixture
-def receiver():
-    receiver = WebhookReceiver()
-    yield receiver
-    receiver.close()
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ impl Broker {
 
     /// The partition of the log that holds the tenant.
     pub fn partition_of(&self, tenant: &str) -> u16 {
-        Slot::of(tenant, "").partition(self.partitions.len() as u16)
+        partition_of(tenant, self.partitions.len() as u16)
     }
 
     pub fn tenant(&self, name: &str) -> Arc<Tenant> {
@@ -388,6 +388,11 @@ impl Broker {
         of_it.sort_by(|one, other| one.name.cmp(&other.name));
         of_it
     }
+}
+
+/// Of so many partitions of the log, the one that holds the tenant.
+pub fn partition_of(tenant: &str, partitions: u16) -> u16 {
+    Slot::of(tenant, "").partition(partitions)
 }
 
 fn close(

@@ -25,7 +25,7 @@ mod broker; // all tenants
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // what must hold for any bytes
 
-pub use broker::{Broker, Counts, News};
+pub use broker::{Broker, Counts, News, partition_of};
 pub use change::{Change, NotAChange, Publication};
 pub use gateways::GatewayNumber;
 pub use message::{Message, Properties, Qos};

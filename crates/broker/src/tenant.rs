@@ -121,8 +121,8 @@ impl Tenant {
     }
 
     /// Gives a message to all who get it, unless it must be in the log for that: because it is retained, because it is
-    /// for a session that outlives its connection, or for a client of another gateway. With `in_log` it goes there in any case, so that it does not
-    /// overtake what is on its way there.
+    /// for a session that outlives its connection, or for a client of another gateway. With `in_log` it goes there in any
+    /// case, so that it does not overtake what is on its way there.
     pub fn publish(&self, message: &Arc<Message>, in_log: bool) -> Published {
         let topics = self.read();
         let (targets, chosen) = self.targets(&topics, message, Choice::Turn);

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use dunlin_broker::{Change, Message, Publication, Published, Qos, TopicFault, check_topic};
+use dunlin_broker::{Change, Message, Publication, Published, Qos, TopicFault, check_topic, partition_of};
 use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
-use dunlin_model::{Clock, Slot};
+use dunlin_model::Clock;
 
 use crate::pubsub::PubSub;
 
@@ -97,7 +97,7 @@ fn message(topic: &str, payload: Vec<u8>, retain: bool) -> Message {
 
 /// Logs a change for all gateways, of which this process may have none.
 pub(crate) async fn log(journal: &dyn Journal, tenant: &str, change: &Change<'_>) -> Result<(), AppendError> {
-    let index = Slot::of(tenant, "").partition(journal.partitions(Topic::Sessions));
+    let index = partition_of(tenant, journal.partitions(Topic::Sessions));
     let mut batch = Batch::default();
     batch.push_with(|out| change.encode(out));
     journal.append(Partition::new(Topic::Sessions, index), batch).await.map(drop)

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use dunlin_broker::{
-    Broker, Change, GatewayNumber, Message, News, Publication, Published,
+    Broker, Change, GatewayNumber, Message, News, Published,
     Qos::{AtLeastOnce, AtMostOnce},
     Session, SessionId,
 };
 
-use crate::world::{LIMITS, TENANT, Wakes, key, message, seconds, sent, subscription, will};
+use crate::world::{LIMITS, TENANT, Wakes, key, message, published, seconds, sent, subscription, will};
 
 struct Company {
     gateways: [Broker; 2],
@@ -93,19 +93,7 @@ impl Company {
     }
 
     fn log_published(&mut self, message: &Message, chosen: Vec<(String, SessionId)>) {
-        self.log(&Change::Published(Publication {
-            tenant: TENANT.into(),
-            topic: (*message.topic).into(),
-            payload: &message.payload,
-            qos: message.qos,
-            retain: message.retain,
-            at: seconds(0),
-            expires_at: None,
-            properties: None,
-            publisher: None,
-            packet_id: None,
-            chosen: chosen.into_iter().map(|(group, id)| (group.into(), id)).collect(),
-        }));
+        self.log(&published(message, seconds(0), None, &chosen));
     }
 
     fn is_one_state(&self) {

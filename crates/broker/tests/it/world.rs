@@ -174,20 +174,29 @@ impl World {
         packet_id: Option<u16>,
         chosen: &[(String, SessionId)],
     ) {
-        self.log(&Change::Published(Publication {
-            tenant: TENANT.into(),
-            topic: (*message.topic).into(),
-            payload: &message.payload,
-            qos: message.qos,
-            retain: message.retain,
-            at: self.now,
-            expires_at: message.expires_at,
-            properties: message.properties.clone(),
-            publisher: message.publisher,
-            packet_id,
-            chosen: chosen.iter().map(|(group, id)| (group.as_str().into(), *id)).collect(),
-        }));
+        self.log(&published(message, self.now, packet_id, chosen));
     }
+}
+
+pub(crate) fn published<'m>(
+    message: &'m Message,
+    at: Timestamp,
+    packet_id: Option<u16>,
+    chosen: &'m [(String, SessionId)],
+) -> Change<'m> {
+    Change::Published(Publication {
+        tenant: TENANT.into(),
+        topic: (*message.topic).into(),
+        payload: &message.payload,
+        qos: message.qos,
+        retain: message.retain,
+        at,
+        expires_at: message.expires_at,
+        properties: message.properties.clone(),
+        publisher: message.publisher,
+        packet_id,
+        chosen: chosen.iter().map(|(group, id)| (group.as_str().into(), *id)).collect(),
+    })
 }
 
 /// How a client comes.
