@@ -5,7 +5,8 @@
 use std::sync::LazyLock;
 
 use crate::{
-    AlertTransition, Event, MessageId, Reading, Readings, Record, Rejected, TimeSource, Timestamp, ValueRef,
+    AlertTransition, Command, CommandReply, Event, MessageId, Reading, Readings, Record, Rejected,
+    TimeSource, Timestamp, ValueRef,
 };
 use serde::{Deserialize, Serialize};
 use serde_avro_fast::{Schema, ser::SerializerConfig};
@@ -142,7 +143,7 @@ pub fn decode(datum: &[u8]) -> Result<Record<'_>, NotARecord> {
     }
 }
 
-/// Tenant and device, which stand first in a `Record`, an `Event` and a `Rejected`, without reading on.
+/// Tenant and device, which stand first in all records but alerts, without reading on.
 pub fn owner(datum: &[u8]) -> Option<(&str, &str)> {
     let mut rest = Rest(datum);
     Some((rest.text().ok()?, rest.text().ok()?))
@@ -284,6 +285,8 @@ macro_rules! datum {
 }
 datum!(Rejected, "rejected.avsc");
 datum!(Event, "event.avsc");
+datum!(Command, "command.avsc");
+datum!(CommandReply, "command_reply.avsc");
 datum!(AlertTransition, "alert.avsc");
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The words of the house: ids, records, readings, time, limits. No IO, no clock, no randomness.
 
 mod alert; // a step in the life of an alert
+mod command; // what a device is asked to do
 mod event; // something that happened to a device
 mod record; // one device message
 mod rejected; // a message that was refused
@@ -27,6 +28,7 @@ pub use alert::{
 };
 pub use cause::{chain, panic_words};
 pub use clock::Clock;
+pub use command::{Command, CommandId, CommandReply, CommandState, CommandStep, InvalidCommandId};
 pub use event::{Event, EventKind};
 pub use event_time::{TimePolicy, TimeSource};
 pub use names::{DeviceId, DeviceType, InvalidName, MetricName, TenantId};

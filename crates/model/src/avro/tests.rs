@@ -68,7 +68,10 @@ fn the_bytes_of_version_1_stay_what_they_are() {
 
 #[test]
 fn rare_topics_round_trip() {
-    use crate::{AlertPhase, EventKind, Fingerprint, RejectReason, Severity, TransitionId};
+    use crate::{
+        AlertPhase, Command, CommandReply, CommandStep, EventKind, Fingerprint, RejectReason, Severity,
+        TransitionId,
+    };
 
     let now = Timestamp::from_micros(1_700_000_000_000_000);
     let rejected = Rejected {
@@ -90,6 +93,27 @@ fn rare_topics_round_trip() {
         detail: "{}".into(),
     };
     assert_eq!(Event::decode(&event.encode()).unwrap(), event);
+
+    let command = Command {
+        tenant: "default".into(),
+        device: "d".into(),
+        id: "7".into(),
+        method: "reboot".into(),
+        params: "{}".into(),
+        sent_at: now,
+        expires_at: now,
+    };
+    assert_eq!(Command::decode(&command.encode()).unwrap(), command);
+
+    let reply = CommandReply {
+        tenant: "default".into(),
+        device: "d".into(),
+        id: "7".into(),
+        at: now,
+        step: CommandStep::Replied,
+        reply: "{}".into(),
+    };
+    assert_eq!(CommandReply::decode(&reply.encode()).unwrap(), reply);
 
     let fingerprint = Fingerprint::of("default", "hot", "d");
     let alert = AlertTransition {

@@ -58,6 +58,8 @@ fn describe(topic: Topic, record: &[u8]) -> Option<Labels<'_>> {
     match topic {
         Topic::Telemetry => avro("dunlin.v1.Record", avro::owner(record)),
         Topic::Events => avro("dunlin.v1.Event", avro::owner(record)),
+        Topic::Commands => avro("dunlin.v1.Command", avro::owner(record)),
+        Topic::CommandReplies => avro("dunlin.v1.CommandReply", avro::owner(record)),
         Topic::Rejected => avro("dunlin.v1.Rejected", avro::owner(record)),
         Topic::Alerts => avro("dunlin.v1.AlertTransition", avro::owner_of_alert(record)),
         Topic::Sessions => Some(Labels {
@@ -72,7 +74,6 @@ fn describe(topic: Topic, record: &[u8]) -> Option<Labels<'_>> {
             content_type: "application/octet-stream",
             schema: "dunlin.pipeline.Partial",
         }),
-        Topic::Commands | Topic::CommandReplies => None,
     }
 }
 
