@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 
 use crate::{
     change::{Change, NotAChange, Publication},
+    commands::Progress,
     gateways::{GatewayNumber, Gateways, Me, Wanted},
     message::Message,
     session::{Session, SessionId, SessionKey, State, Will, after},
@@ -30,6 +31,7 @@ pub(crate) struct Partition {
     pub(crate) sessions: BTreeMap<SessionId, (Arc<Tenant>, Arc<Session>)>,
     deadlines: BTreeSet<(Timestamp, SessionId, Due)>,
     pub(crate) gateways: Gateways,
+    pub(crate) commands: Progress,
 }
 
 /// What a change means to the gateway that has applied it, beyond the state.
@@ -75,6 +77,8 @@ enum Due {
 pub struct Counts {
     pub subscriptions: usize,
     pub retained: usize,
+    /// Commands that devices have not taken.
+    pub commands: usize,
     /// Sessions that are in the log.
     pub sessions: usize,
     pub published: u64,
@@ -124,6 +128,11 @@ impl Broker {
         partition_of(tenant, self.partitions.len() as u16)
     }
 
+    /// Up to where a partition of the log of commands is in this partition.
+    pub fn next_command(&self, partition: u16, of_commands: u16) -> u64 {
+        self.partition(partition).commands.next(of_commands)
+    }
+
     pub fn tenant(&self, name: &str) -> Arc<Tenant> {
         if let Some(tenant) = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return tenant.clone();
@@ -138,10 +147,11 @@ impl Broker {
     pub fn counts(&self) -> BTreeMap<String, Counts> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         let counts = tenants.iter().map(|(name, tenant)| {
-            let (subscriptions, retained, sessions) = tenant.counts();
+            let (subscriptions, retained, commands, sessions) = tenant.counts();
             let counts = Counts {
                 subscriptions,
                 retained,
+                commands,
                 sessions,
                 published: tenant.published.load(Relaxed),
                 delivered: tenant.delivered.load(Relaxed),
@@ -264,6 +274,12 @@ impl Broker {
             Change::Passed { at } => {
                 self.tenants_of(partition).iter().for_each(|tenant| tenant.forget_expired(at));
             }
+            Change::Commanded(command) => {
+                if state.commands.pass(command.partition, command.offset) {
+                    self.tenant(&command.tenant).command(&Arc::new(command.message()), live);
+                }
+            }
+            Change::Taken { tenant, device, id } => self.tenant(&tenant).taken(&device, &id),
             Change::Revoked { tenant, device, is_disabled } => {
                 if is_disabled {
                     for session in self.with_will(&tenant, &device) {

@@ -6,6 +6,7 @@ use dunlin_model::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    commands::Command,
     gateways::GatewayNumber,
     message::{Message, Properties, Qos},
     session::{SessionId, SessionKey, Subscription, Will},
@@ -132,6 +133,14 @@ pub enum Change<'a> {
         tenant: Cow<'a, str>,
         device: Cow<'a, str>,
         is_disabled: bool,
+    },
+    /// A device is sent a command.
+    Commanded(Command<'a>),
+    /// The device has the command, so that it is not sent again.
+    Taken {
+        tenant: Cow<'a, str>,
+        device: Cow<'a, str>,
+        id: Cow<'a, str>,
     },
 }
 

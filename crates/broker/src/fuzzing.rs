@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::{
     broker::Broker,
     change::Change,
+    commands::command_topic,
     message::{Message, Qos},
     retained::Retained,
     session::{RetainHandling, Session, SessionId, SessionKey, Subscription},
@@ -158,6 +159,7 @@ fn passes_the_door(change: &Change<'_>) -> bool {
     match change {
         Change::Published(publication) => check_topic(&publication.topic).is_ok(),
         Change::Opened { will: Some(will), .. } => check_topic(&will.topic).is_ok(),
+        Change::Commanded(command) => check_topic(&command_topic(&command.device, &command.id)).is_ok(),
         _ => true,
     }
 }

@@ -14,6 +14,8 @@ mod retained; // the last message of a topic
 mod outbox; // what a session has not had, or not acknowledged
 mod session;
 
+mod commands; // what devices are asked to do
+
 mod gateways; // who shares the log
 
 mod change; // what the log carries
@@ -27,6 +29,7 @@ pub mod fuzzing; // what must hold for any bytes
 
 pub use broker::{Broker, Counts, News, partition_of};
 pub use change::{Change, NotAChange, Publication};
+pub use commands::{Command, command_filter, command_of, is_of_commands};
 pub use gateways::GatewayNumber;
 pub use message::{Message, Properties, Qos};
 pub use outbox::{Acknowledged, Delivery, Outbox, Outgoing};

@@ -176,6 +176,11 @@ impl Outbox {
         }
     }
 
+    /// The message that is under way with this packet id.
+    pub fn message(&self, packet: NonZeroU16) -> Option<&Arc<Message>> {
+        self.inflight.iter().find(|i| packet_id(i.entry.number) == packet).map(|i| &i.entry.message)
+    }
+
     /// PUBREC: the client has the message, and will not take it again. Of a session that is in the log, the log says so.
     pub fn received(&mut self, packet: NonZeroU16) -> Acknowledged {
         match self.exactly_once(packet) {

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     broker::Broker,
+    commands::Progress,
     gateways::{GatewayNumber, GatewayState},
     message::{Message, Properties, Qos},
     outbox::{Entry, Outbox},
     session::{Life, Session, SessionId, SessionKey, State, Subscription},
+    tenant::Tenant,
 };
 
 const MAGIC: &[u8; 8] = b"dunlinS2";
@@ -31,6 +33,13 @@ struct Snapshot {
     gateways: Vec<GatewayState>,
     sessions: Vec<SessionState>,
     retained: Vec<(String, MessageState)>,
+}
+
+/// Stands behind the snapshot; those of earlier versions end before it.
+#[derive(Default, Serialize, Deserialize)]
+struct Commands {
+    progress: Progress,
+    waiting: Vec<(String, MessageState)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,13 +79,22 @@ impl Broker {
     pub fn snapshot(&self, partition: u16, next: u64) -> Vec<u8> {
         let tenants = self.tenants_of(partition);
         let sessions = tenants.iter().flat_map(|t| t.all_sessions()).map(|s| SessionState::of(&s)).collect();
-        let retained = tenants.iter().flat_map(|t| {
-            let name = t.name.to_string();
-            t.all_retained().into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
-        });
-        let (last_gateway, gateways) = self.partition(partition).gateways.states();
-        let snapshot = Snapshot { next, last_gateway, gateways, sessions, retained: retained.collect() };
-        closed(postcard::to_extend(&snapshot, MAGIC.to_vec()).expect("a Vec takes all that is written"))
+        let all = |of: fn(&Tenant) -> Vec<Arc<Message>>| {
+            let named = tenants.iter().flat_map(|t| {
+                let name = t.name.to_string();
+                of(t).into_iter().map(move |m| (name.clone(), MessageState::of(&m)))
+            });
+            named.collect()
+        };
+        let (retained, waiting) = (all(Tenant::all_retained), all(Tenant::all_commands));
+        let (last_gateway, gateways, progress) = {
+            let state = self.partition(partition);
+            let (last_gateway, gateways) = state.gateways.states();
+            (last_gateway, gateways, state.commands.clone())
+        };
+        let snapshot = Snapshot { next, last_gateway, gateways, sessions, retained };
+        let written = postcard::to_extend(&(snapshot, Commands { progress, waiting }), MAGIC.to_vec());
+        closed(written.expect("a Vec takes all that is written"))
     }
 
     /// Brings a partition to where the snapshot was taken, and returns the offset to go on from.
@@ -87,13 +105,18 @@ impl Broker {
         if checksum(body) != u64::from_le_bytes(*sum) {
             return Err(Damaged("its checksum does not match"));
         }
-        let snapshot: Snapshot = postcard::from_bytes(body_of)?;
+        let (snapshot, rest): (Snapshot, _) = postcard::take_from_bytes(body_of)?;
+        let commands = if rest.is_empty() { Commands::default() } else { postcard::from_bytes(rest)? };
         self.restore_gateways(partition, snapshot.last_gateway, &snapshot.gateways);
         for state in snapshot.sessions {
             self.restore_session(partition, state);
         }
         for (tenant, message) in snapshot.retained {
             self.tenant(&tenant).restore_retained(Arc::new(message.into()));
+        }
+        self.partition(partition).commands = commands.progress;
+        for (tenant, message) in commands.waiting {
+            self.tenant(&tenant).restore_command(Arc::new(message.into()));
         }
         Ok(snapshot.next)
     }

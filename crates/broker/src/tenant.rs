@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::{
     change::Publication,
+    commands::{command_topic, is_of_commands},
     gateways::Me,
     message::{Message, Qos},
     retained::Retained,
@@ -44,6 +45,10 @@ pub struct Limits {
 /// its way to the log.
 const EXPIRED_KEPT: Duration = Duration::from_secs(60);
 
+/// Commands of one tenant that their devices have not taken.
+const COMMANDS_MAX: usize = 100_000;
+const COMMANDS_BYTES_MAX: usize = 256 << 20;
+
 #[derive(Debug)]
 pub struct Tenant {
     pub name: Box<str>,
@@ -64,6 +69,8 @@ struct Topics {
     retained: Retained,
     /// What the server itself says about the tenant: not in the log, not in a snapshot.
     announced: Retained,
+    /// Commands that their devices have not taken.
+    commands: Retained,
 }
 
 /// What became of a publish.
@@ -178,19 +185,42 @@ impl Tenant {
     pub(crate) fn apply_published(&self, publication: &Publication<'_>, offset: u64, live: bool) {
         self.published.fetch_add(1, Relaxed);
         let message = Arc::new(publication.message());
-        self.distribute(&message, Choice::Made(&publication.chosen, offset), live);
-        // Whoever publishes by a gateway was told there if there was no room.
-        if message.retain && (message.publisher.is_some() || self.may_retain(&self.read(), &message)) {
-            self.retain(&message);
+        let choice = Choice::Made(&publication.chosen, offset);
+        if !message.retain {
+            return self.distribute(&message, choice, live);
         }
+        self.distribute_and_keep(&message, choice, live, |topics| {
+            // Whoever publishes by a gateway was told there if there was no room.
+            if message.publisher.is_some() || self.may_retain(topics, &message) {
+                topics.retain(&message);
+            }
+        });
     }
 
     /// A will. Nobody hears of it if there is no room to retain it; it is given out all the same.
     pub(crate) fn publish_will(&self, message: &Arc<Message>, seed: u64, live: bool) {
-        self.distribute(message, Choice::Seeded(seed), live);
-        if message.retain && self.may_retain(&self.read(), message) {
-            self.retain(message);
-        }
+        self.distribute_and_keep(message, Choice::Seeded(seed), live, |topics| {
+            if message.retain && self.may_retain(topics, message) {
+                topics.retain(message);
+            }
+        });
+    }
+
+    /// A command for a device. Beyond the bound it is for those alone who are subscribed now.
+    pub(crate) fn command(&self, message: &Arc<Message>, live: bool) {
+        self.distribute_and_keep(message, Choice::Seeded(0), live, |topics| {
+            let bytes = topics.commands.size_bytes() + message.retained_bytes();
+            if topics.commands.len() < COMMANDS_MAX && bytes <= COMMANDS_BYTES_MAX {
+                topics.commands.set(message.clone());
+            } else {
+                self.dropped.fetch_add(1, Relaxed);
+            }
+        });
+    }
+
+    /// The device has the command of that id.
+    pub(crate) fn taken(&self, device: &str, id: &str) {
+        self.write().commands.clear(&command_topic(device, id));
     }
 
     fn distribute(&self, message: &Arc<Message>, choice: Choice<'_>, live: bool) {
@@ -199,12 +229,18 @@ impl Tenant {
         self.deliver(message, targets, live);
     }
 
-    fn retain(&self, message: &Arc<Message>) {
+    /// In one step, so that whoever subscribes meanwhile has it either way, and once.
+    fn distribute_and_keep(
+        &self,
+        message: &Arc<Message>,
+        choice: Choice<'_>,
+        live: bool,
+        keep: impl FnOnce(&mut Topics),
+    ) {
         let mut topics = self.write();
-        match message.payload.is_empty() {
-            true => topics.retained.clear(&message.topic),
-            false => topics.retained.set(message.clone()),
-        }
+        let (targets, _) = self.targets(&topics, message, choice);
+        self.deliver(message, targets, live);
+        keep(&mut topics);
     }
 
     fn deliver(&self, message: &Arc<Message>, targets: Targets<'_>, live: bool) -> usize {
@@ -268,22 +304,27 @@ impl Tenant {
         if topics.tree.insert(filter, session.clone(), subscription) {
             topics.subscriptions += 1;
         }
-        if wanted {
-            let mut queue = |message: &Arc<Message>| {
-                if !message.is_expired(now) {
-                    let queued = Queued {
-                        message: message.clone(),
-                        qos: subscription.qos.min(message.qos),
-                        retain: true,
-                        subscription_ids: subscription.id.into_iter().collect(),
-                    };
-                    if !session.push(queued, self.room(live)) {
-                        self.dropped.fetch_add(1, Relaxed);
-                    }
+        let queue = |message: &Arc<Message>, retain: bool| {
+            if !message.is_expired(now) {
+                let queued = Queued {
+                    message: message.clone(),
+                    qos: subscription.qos.min(message.qos),
+                    retain,
+                    subscription_ids: subscription.id.into_iter().collect(),
+                };
+                if !session.push(queued, self.room(live)) {
+                    self.dropped.fetch_add(1, Relaxed);
                 }
-            };
-            topics.retained.matching(filter.path, &mut queue);
-            topics.announced.matching(filter.path, &mut queue);
+            }
+        };
+        if is_of_commands(filter.path) {
+            // A subscription that was there has brought them when they came, unless its client was away and QoS is 0.
+            if is_new || subscription.qos == Qos::AtMostOnce {
+                topics.commands.matching(filter.path, &mut |message| queue(message, false));
+            }
+        } else if wanted {
+            topics.retained.matching(filter.path, &mut |message| queue(message, true));
+            topics.announced.matching(filter.path, &mut |message| queue(message, true));
         }
         Subscribing::Granted(subscription.qos)
     }
@@ -386,7 +427,9 @@ impl Tenant {
     /// Forgets retained messages that have expired. What is logged next may be older than `now`, and finds what it would
     /// have found then.
     pub(crate) fn forget_expired(&self, now: Timestamp) {
-        self.write().retained.expire(now - EXPIRED_KEPT);
+        let mut topics = self.write();
+        topics.retained.expire(now - EXPIRED_KEPT);
+        topics.commands.expire(now - EXPIRED_KEPT);
     }
 
     pub(crate) fn all_retained(&self) -> Vec<Arc<Message>> {
@@ -396,13 +439,24 @@ impl Tenant {
         all
     }
 
+    pub(crate) fn all_commands(&self) -> Vec<Arc<Message>> {
+        let topics = self.read();
+        let mut all = Vec::with_capacity(topics.commands.len());
+        topics.commands.each(&mut |message| all.push(message.clone()));
+        all
+    }
+
+    pub(crate) fn restore_command(&self, message: Arc<Message>) {
+        self.write().commands.set(message);
+    }
+
     pub(crate) fn restore_retained(&self, message: Arc<Message>) {
         self.write().retained.set(message);
     }
 
-    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize, usize, usize) {
         let topics = self.read();
-        (topics.subscriptions, topics.retained.len(), self.sessions().len())
+        (topics.subscriptions, topics.retained.len(), topics.commands.len(), self.sessions().len())
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Session>>> {
@@ -460,6 +514,13 @@ impl Tenant {
 }
 
 impl Topics {
+    fn retain(&mut self, message: &Arc<Message>) {
+        match message.payload.is_empty() {
+            true => self.retained.clear(&message.topic),
+            false => self.retained.set(message.clone()),
+        }
+    }
+
     fn remove(&mut self, text: &str, id: SessionId) {
         if let Ok(filter) = Filter::parse(text)
             && self.tree.remove(filter, id)

@@ -9,9 +9,11 @@ use dunlin_broker::{
 use dunlin_model::Timestamp;
 use proptest::{collection::vec, prelude::*, sample::select};
 
+use crate::commands::command;
 use crate::world::{Changed, LIMITS, Open, TENANT, WINDOW, World, message, seconds, subscription, will};
 
-const FILTERS: [&str; 6] = ["a", "a/#", "+", "$share/g/a", "$share/g/+", "$share/h/a"];
+const FILTERS: [&str; 7] = ["a", "a/#", "+", "$share/g/a", "$share/g/+", "$share/h/a", "$commands/d/+"];
+const COMMANDS: [&str; 2] = ["one", "other"];
 const TOPICS: [&str; 3] = ["a", "a/b", "b"];
 const CLIENTS: [&str; 3] = ["0", "1", "2"];
 /// Clients whose sessions are in no log.
@@ -65,6 +67,16 @@ enum Step {
         done: Option<usize>,
         received: Option<usize>,
     },
+    /// A command for the one device that all clients are.
+    Command {
+        id: &'static str,
+        /// By so many before the end of its log.
+        back: u64,
+        expires_in: i64,
+    },
+    Take {
+        id: &'static str,
+    },
     Pass {
         seconds: i64,
     },
@@ -112,6 +124,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (client.clone(), 1..3u16).prop_map(|(client, packet_id)| Step::Release { client, packet_id }),
         5 => (client, 1..4usize, nth(), nth())
             .prop_map(|(client, count, done, received)| Step::Converse { client, count, done, received }),
+        3 => (select(COMMANDS.to_vec()), 0..3u64, 5..30i64)
+            .prop_map(|(id, back, expires_in)| Step::Command { id, back, expires_in }),
+        1 => select(COMMANDS.to_vec()).prop_map(|id| Step::Take { id }),
         2 => (1..15i64).prop_map(|seconds| Step::Pass { seconds }),
     ]
 }
@@ -194,6 +209,14 @@ impl History {
                 if let Some(session) = self.connected(client) {
                     self.converse(&session, count, done, received);
                 }
+            }
+            Step::Command { id, back, expires_in } => {
+                let offset = self.world.broker.next_command(0, 0).saturating_sub(back);
+                let expires_at = self.world.now + std::time::Duration::from_secs(expires_in as u64);
+                self.world.log(&command("d", id, offset, expires_at));
+            }
+            Step::Take { id } => {
+                self.world.log(&Change::Taken { tenant: TENANT.into(), device: "d".into(), id: id.into() });
             }
             Step::Pass { seconds } => {
                 let now = self.world.now + std::time::Duration::from_secs(seconds as u64);
