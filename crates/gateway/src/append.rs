@@ -392,7 +392,8 @@ impl Appender {
 }
 
 /// What a gateway writes, in the order of its lanes.
-const TOPICS: [Topic; 4] = [Topic::Telemetry, Topic::Events, Topic::Rejected, Topic::Sessions];
+const TOPICS: [Topic; 5] =
+    [Topic::Telemetry, Topic::Events, Topic::Rejected, Topic::Sessions, Topic::CommandReplies];
 
 /// What became of a batch.
 pub(crate) type Outcome<'a> = Result<(), &'a AppendError>;

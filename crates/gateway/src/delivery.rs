@@ -6,11 +6,18 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dunlin_broker::{Acknowledged, Change, Home, Outgoing};
+use dunlin_broker::{Acknowledged, Change, Home, Outgoing, Qos, command_of, is_of_commands};
+use dunlin_journal::{Batch, Partition, Topic};
+use dunlin_model::{Slot, chain};
 use futures::task::AtomicWaker;
 use ntex::util::BytePages;
 
-use crate::{append::Waits, connection::Connection, worker::Worker};
+use crate::{
+    append::Waits,
+    connection::Connection,
+    record::{self, Origin},
+    worker::Worker,
+};
 
 /// Bytes that wait for one socket; above it the rest stays in the outbox.
 pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -80,6 +87,9 @@ impl Worker {
                         Some(Outgoing::Release(packet_id)) => connection.wire.release(packet_id, true, out),
                         Some(Outgoing::Expired(number)) => done.push(number),
                         Some(Outgoing::Publish(delivery)) => {
+                            if delivery.qos == Qos::AtMostOnce && is_of_commands(&delivery.message.topic) {
+                                self.has_command(connection, &delivery.message.topic); // Nothing else says so.
+                            }
                             // What the client cannot take is as good as delivered (MQTT 5, 3.1.2.11.4).
                             if !connection.wire.publish(&delivery, now, out)
                                 && let Some(packet_id) = delivery.packet_id
@@ -95,6 +105,30 @@ impl Worker {
         for number in done.into_iter().filter(|number| *number > 0) {
             self.log_change(connection, &Change::Acknowledged { session: session.id, number });
         }
+    }
+
+    /// The client has a command. The books are told before the log forgets it: a device that is sent it again knows it by
+    /// its id.
+    pub(crate) fn has_command(&self, connection: &Connection, topic: &str) {
+        let Some((device, id)) = command_of(topic) else { return };
+        let (shared, tenant) = (self.shared.clone(), connection.who.tenant.clone());
+        let (device, id) = (device.to_owned(), id.to_owned());
+        let reply = record::command_reply(Origin::from(&connection.who), &id, shared.clock.now(), None);
+        ntex::rt::spawn(async move {
+            let slot = Slot::of(&tenant, &device);
+            let at = slot.partition(shared.journal.partitions(Topic::CommandReplies));
+            let mut batch = Batch::default();
+            batch.push(&reply);
+            let told = shared.journal.append(Partition::new(Topic::CommandReplies, at), batch).await;
+            let taken = Change::Taken { tenant: (*tenant).into(), device: device.into(), id: id.into() };
+            let logged = match told {
+                Ok(_) => shared.pubsub.log(&tenant, &taken).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = logged {
+                tracing::warn!(error = chain(&error), "a device may be sent a command again that it has");
+            }
+        });
     }
 
     /// Logs what need not be waited for, if the session is in the log.

@@ -22,7 +22,7 @@ use crate::{
     http,
     listen::{Listener, NoCertificate},
     metrics::{Books, Metrics},
-    pubsub::{Follower, RecoverError},
+    pubsub::{Follower, PubSub, RecoverError},
     sessions::{Access, Order},
     source::Sources,
     statistics::Statistics,
@@ -51,23 +51,31 @@ pub struct Door {
 
 /// Shows how the gateway stands.
 #[derive(Debug, Clone)]
-pub struct GatewayView(Books);
+pub struct GatewayView {
+    books: Books,
+    pubsub: Arc<PubSub>,
+}
 
 impl GatewayView {
     /// What became of every record since the start, by tenant.
     pub fn accounts(&self) -> BTreeMap<TenantId, Account> {
-        self.0.accounts.snapshot()
+        self.books.accounts.snapshot()
     }
 
     /// When the oldest telemetry was received that the journal has not answered for: all that was received before is
     /// in the journal, or never will be.
     pub fn oldest_under_way(&self) -> Option<Timestamp> {
-        self.0.arrivals.oldest()
+        self.books.arrivals.oldest()
     }
 
     /// MQTT connections that are open.
     pub fn connections(&self) -> u64 {
-        self.0.metrics.connections.get().max(0) as u64
+        self.books.metrics.connections.get().max(0) as u64
+    }
+
+    /// To be told after an append to the topic of commands: a gateway that is alone does not look all the time.
+    pub fn commanded(&self) {
+        self.pubsub.appended();
     }
 }
 
@@ -173,7 +181,7 @@ impl Gateway {
 
     /// How the gateway stands, also while somebody else stops it.
     pub fn view(&self) -> GatewayView {
-        GatewayView(self.shared.books.clone())
+        GatewayView { books: self.shared.books.clone(), pubsub: self.shared.pubsub.clone() }
     }
 
     /// Closes the doors, lets what was appended be acknowledged, says goodbye, and ends the workers. HTTP is ended

@@ -148,10 +148,11 @@ impl Collector for PubSubCollector {
         knows_all.encode(heard)?;
         let tenants = self.0.broker.counts();
         type Of = fn(&Counts) -> u64;
-        let gauges: [(&str, &str, Of); 3] = [
+        let gauges: [(&str, &str, Of); 4] = [
             ("dunlin_mqtt_sessions", "Sessions that outlive their connections", |c| c.sessions as u64),
             ("dunlin_mqtt_subscriptions", "Subscriptions of all sessions", |c| c.subscriptions as u64),
             ("dunlin_mqtt_retained_messages", "Retained messages", |c| c.retained as u64),
+            ("dunlin_commands_waiting", "Commands that their devices have not taken", |c| c.commands as u64),
         ];
         for (name, help, of) in gauges {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -1,6 +1,7 @@
 //! The path of an MQTT reading: handshake, then packet after packet until the client or the server leaves.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     collections::HashSet,
     future::poll_fn,
@@ -14,10 +15,13 @@ use std::{
 
 use dunlin_broker::{
     Acknowledged, Change, Filter, Message, Publication, Published, Session, SessionKey, Subscription, Tenant,
-    UNDER_WAY_MAX, check_topic,
+    UNDER_WAY_MAX, check_topic, is_of_commands,
 };
 use dunlin_journal::{AppendError, Topic};
-use dunlin_model::{DeviceId, DeviceType, EventKind, RejectReason, Slot, limits::NAME_BYTES_MAX};
+use dunlin_model::{
+    CommandId, DeviceId, DeviceType, EventKind, InvalidCommandId, RejectReason, Slot,
+    limits::{COMMAND_BYTES_MAX, NAME_BYTES_MAX},
+};
 use futures::{
     FutureExt,
     future::{Either, join, select},
@@ -40,7 +44,7 @@ use crate::{
     record::{self, Delivery, Origin, Refused},
     sessions::{Ending, Entry, Last, Sessions},
     tls::Certified,
-    topic::{Route, child_name},
+    topic::{Route, asked, child_name},
     wire::{
         AnswerTo, Code, Connect, Granted, Greeting, Inbound, Publish, Unwelcome, Version, Welcome, Wire,
         broker_qos,
@@ -655,8 +659,17 @@ impl Client {
             let answer = connection.expect_received(packet_id);
             let change = Change::Received { session: session.id, number };
             worker.append_change(connection, &change, Some((connection, Some(answer))));
-        } else if let Acknowledged::Message(number) = session.look(|outbox| outbox.acknowledge(packet_id)) {
-            worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
+        } else {
+            let (command, found) = session.look(|outbox| {
+                let command = outbox.message(packet_id).filter(|message| is_of_commands(&message.topic));
+                (command.cloned(), outbox.acknowledge(packet_id))
+            });
+            if let Acknowledged::Message(number) = found {
+                worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
+            }
+            if let Some(command) = command.filter(|_| !refused) {
+                worker.has_command(connection, &command.topic);
+            }
         }
         worker.deliver(connection); // There is room for another one.
     }
@@ -682,8 +695,14 @@ impl Client {
         let mut granted = Vec::with_capacity(filters.len());
         let mut taken: Vec<(&str, Subscription)> = Vec::with_capacity(filters.len());
         let mut new: HashSet<&str> = HashSet::new();
-        for (filter, subscription) in &filters {
-            let is_known = new.contains(&**filter) || connection.tenant.is_subscribed(session, filter);
+        let device = &connection.who.device;
+        let asked: Vec<_> = filters.iter().map(|(filter, s)| (asked(filter, device), s)).collect();
+        for (filter, subscription) in &asked {
+            let Some(filter) = filter.as_deref() else {
+                granted.push(Granted::Forbidden);
+                continue;
+            };
+            let is_known = new.contains(filter) || connection.tenant.is_subscribed(session, filter);
             granted.push(match Filter::parse(filter) {
                 Err(_) => Granted::Invalid,
                 Ok(_) if left == 0 && !is_known => Granted::Quota,
@@ -692,7 +711,7 @@ impl Client {
                         left -= 1;
                         new.insert(filter);
                     }
-                    taken.push((filter, *subscription));
+                    taken.push((filter, **subscription));
                     Granted::Qos(subscription.qos)
                 }
             });
@@ -736,19 +755,24 @@ impl Client {
         }
         let mut known: Vec<Option<bool>> =
             filters.iter().map(|f| Filter::parse(f).is_ok().then_some(false)).collect();
+        // What a client cannot have, it has not.
+        let filters: Vec<Cow<'_, str>> = filters
+            .iter()
+            .map(|filter| asked(filter, &connection.who.device).unwrap_or(Cow::Borrowed(filter)))
+            .collect();
         if let Some(session) = connection.session() {
             if session.id.is_logged() {
-                for (known, filter) in known.iter_mut().zip(filters).filter(|(known, _)| known.is_some()) {
+                for (known, filter) in known.iter_mut().zip(&filters).filter(|(known, _)| known.is_some()) {
                     *known = Some(connection.tenant.is_subscribed(session, filter));
                 }
-                let filters = filters.iter().map(|f| f.as_str().into()).collect();
+                let filters = filters.iter().map(|f| (&**f).into()).collect();
                 if !self.committed(worker, &Change::Unsubscribed { session: session.id, filters }).await {
                     return;
                 }
             } else {
-                let ended = connection.tenant.unsubscribe(session, filters.iter().map(|f| f.as_str()));
+                let ended = connection.tenant.unsubscribe(session, filters.iter().map(|f| &**f));
                 let gone = filters.iter().zip(&ended).filter(|(_, ended)| **ended).map(|(filter, _)| filter);
-                worker.shared.pubsub.wants_no_more(&connection.who.tenant, gone.map(|f| f.as_str()));
+                worker.shared.pubsub.wants_no_more(&connection.who.tenant, gone);
                 for (known, ended) in known.iter_mut().zip(ended) {
                     *known = known.map(|_| ended);
                 }
@@ -810,6 +834,7 @@ impl Client {
                 Ok(None) => return connection.finish(Code::ServerBusy, "the directory is not available"),
                 Err(refusal) => Err(refusal),
             },
+            Route::Reply(id) => self.reply(worker, id, &publish, &payload),
             Route::Message => self.message(worker, topic, &publish, &payload),
             Route::Reserved => Err(Refusal {
                 code: Code::TopicName,
@@ -945,7 +970,7 @@ impl Client {
     fn event(&self, worker: &Worker, publish: &Publish, payload: &[u8]) -> Result<(), Refusal> {
         let connection = &self.connection;
         self.check_size(worker, payload)?;
-        let detail = record::check_event(payload)?;
+        let detail = record::check_json(payload)?;
         let now = worker.appender.now();
         let event = record::event(Origin::from(&connection.who), EventKind::Reported, detail.to_owned(), now);
         let slot = Slot::of(&connection.who.tenant, &connection.who.device);
@@ -953,6 +978,34 @@ impl Client {
         let waits = Some((connection, number));
         let counted = Some((&connection.account, Class::Event));
         worker.appender.record(worker.appender.lane(Topic::Events, slot), &event, counted, waits);
+        Ok(())
+    }
+
+    /// What the device answers to a command.
+    fn reply(&self, worker: &Worker, id: &str, publish: &Publish, payload: &[u8]) -> Result<(), Refusal> {
+        let connection = &self.connection;
+        let id: CommandId = id.parse().map_err(|fault: InvalidCommandId| Refusal {
+            code: Code::TopicName,
+            reason: RejectReason::UnknownTopic,
+            detail: fault.to_string(),
+        })?;
+        if payload.len() > COMMAND_BYTES_MAX {
+            let bytes = payload.len();
+            return Err(Refusal {
+                code: Code::Quota,
+                reason: RejectReason::TooLarge,
+                detail: format!("a reply has at most {COMMAND_BYTES_MAX} bytes, this one has {bytes}"),
+            });
+        }
+        let reply = record::check_json(payload)?;
+        let origin = Origin::from(&connection.who);
+        let record = record::command_reply(origin, &id, worker.appender.now(), Some(reply));
+        let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
+        let lane = worker.appender.lane(Topic::CommandReplies, Slot::of(origin.tenant, origin.device));
+        worker.appender.record(lane, &record, None, Some((connection, number)));
+        let taken =
+            Change::Taken { tenant: origin.tenant.into(), device: origin.device.into(), id: (*id).into() };
+        worker.append_change(connection, &taken, None);
         Ok(())
     }
 

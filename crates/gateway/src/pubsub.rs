@@ -1,5 +1,6 @@
 //! Pub/sub and the log: what must survive a crash is appended to the `sessions` topic, and applied from there.
 
+mod commands; // what devices are asked to do
 mod place; // one partition of it
 mod snapshots; // what a start reads
 mod waiting; // until something is applied
@@ -15,7 +16,8 @@ use std::{
     time::Duration,
 };
 
-use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits, Session};
+use commands::Bringer;
+use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits, Session, is_of_commands};
 use dunlin_journal::{
     AppendError, Appended, Batch, Journal, Membership, Offset, Partition, ReadError, Topic, Turn,
 };
@@ -34,6 +36,7 @@ use crate::{
 /// As whom the journal knows how far the snapshots are. Of several gateways one has each partition: it writes the
 /// snapshots, and says what time has brought.
 const CONSUMER: &str = "sessions";
+const READ_BYTES_MAX: usize = 1 << 20;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// The sessions cannot be brought back.
@@ -175,6 +178,13 @@ impl PubSub {
         self.applied(at, offset + 1).await.map(|()| offset)
     }
 
+    /// Logs a change that nobody waits to see applied.
+    pub(crate) async fn log(&self, tenant: &str, change: &Change<'_>) -> Result<(), AppendError> {
+        self.append(self.partition_of(tenant), [change]).await?;
+        self.news.notify_one();
+        Ok(())
+    }
+
     /// The same of a change that every gateway must know before it holds: comes back when each has said so, or is gone.
     pub(crate) async fn commit_everywhere(
         &self,
@@ -203,13 +213,18 @@ impl PubSub {
         let Some(gateway) = self.broker.me().filter(|_| self.has_company()) else { return Ok(()) };
         self.is_there()?;
         let at = self.partition_of(tenant);
-        let (mut end, telling) = self.wishes.add(tenant, filters, |untold| {
+        // Commands go by the log in any case.
+        let filters: Vec<&str> = filters.iter().filter(|filter| !is_of_commands(filter)).copied().collect();
+        if filters.is_empty() {
+            return Ok(());
+        }
+        let (mut end, telling) = self.wishes.add(tenant, &filters, |untold| {
             let wanted = untold.iter().map(|filter| (*filter).into()).collect();
             self.append(at, [&Change::Wanted { gateway, tenant: tenant.into(), filters: wanted }])
         });
         if let Some(telling) = telling {
             let told = telling.await?.first.0 + 1;
-            self.wishes.told(tenant, filters, told);
+            self.wishes.told(tenant, &filters, told);
             self.news.notify_one();
             end = end.max(told);
         }
@@ -316,7 +331,7 @@ impl PubSub {
         self.seats.still_disowned(left);
     }
 
-    /// To be told after every append to the topic.
+    /// To be told after every append to the topic, or to that of commands.
     pub(crate) fn appended(&self) {
         self.news.notify_one();
     }
@@ -442,6 +457,7 @@ async fn take_turn(turn: Turn, duties: &Membership, places: &mut [Place], pubsub
         duties.release(at);
     }
     place.is_duty = matches!(turn, Turn::Given(_));
+    place.commands = Bringer::default();
 }
 
 #[cfg(test)]

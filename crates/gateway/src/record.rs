@@ -3,7 +3,8 @@
 use bumpalo::Bump;
 use dunlin_journal::Batch;
 use dunlin_model::{
-    Event, EventKind, MessageId, Record, RejectReason, Rejected, TimePolicy, Timestamp,
+    CommandReply, CommandStep, Event, EventKind, MessageId, Record, RejectReason, Rejected, TimePolicy,
+    Timestamp,
     avro::{self, Datum},
     limits::REJECTED_BYTES_MAX,
 };
@@ -133,8 +134,21 @@ pub(crate) fn event(origin: Origin<'_>, kind: EventKind, detail: String, time: T
     Event { tenant: origin.tenant.to_owned(), device: origin.device.to_owned(), time, kind, detail }.encode()
 }
 
-/// An event that a device reports: any JSON.
-pub(crate) fn check_event(payload: &[u8]) -> Result<&str, Fault> {
+/// A step that a device has taken with a command.
+pub(crate) fn command_reply(origin: Origin<'_>, id: &str, at: Timestamp, reply: Option<&str>) -> Vec<u8> {
+    CommandReply {
+        tenant: origin.tenant.to_owned(),
+        device: origin.device.to_owned(),
+        id: id.to_owned(),
+        at,
+        step: if reply.is_some() { CommandStep::Replied } else { CommandStep::Delivered },
+        reply: reply.unwrap_or_default().to_owned(),
+    }
+    .encode()
+}
+
+/// An event that a device reports, or what it replies to a command: any JSON.
+pub(crate) fn check_json(payload: &[u8]) -> Result<&str, Fault> {
     let text = std::str::from_utf8(payload)
         .map_err(|e| Fault::new(RejectReason::PayloadFormat, "", format_args!("not UTF-8: {e}")))?;
     serde_json::from_str::<serde::de::IgnoredAny>(text)

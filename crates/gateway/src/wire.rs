@@ -10,7 +10,10 @@ use ntex::{
 };
 use ntex_mqtt::{QoS, error::DecodeError, v3, v5};
 
-use crate::strict::{self, Checked};
+use crate::{
+    strict::{self, Checked},
+    topic::shown,
+};
 
 /// The protocol of one connection.
 pub(crate) struct Wire {
@@ -148,6 +151,7 @@ pub(crate) enum Unwelcome {
 pub(crate) enum Granted {
     Qos(Qos),
     Invalid,
+    Forbidden,
     Quota,
 }
 
@@ -350,6 +354,7 @@ impl Wire {
                     Granted::Qos(Qos::AtLeastOnce) => R5::GrantedQos1,
                     Granted::Qos(Qos::ExactlyOnce) => R5::GrantedQos2,
                     Granted::Invalid => R5::TopicFilterInvalid,
+                    Granted::Forbidden => R5::NotAuthorized,
                     Granted::Quota => R5::QuotaExceeded,
                 });
                 let ack = v5::codec::SubscribeAck {
@@ -445,7 +450,7 @@ impl Wire {
     fn publish_head(&self, delivery: &Delivery, now: Timestamp) -> Vec<u8> {
         let message = &delivery.message;
         let mut rest = Vec::with_capacity(64 + message.topic.len());
-        put_bytes(message.topic.as_bytes(), &mut rest);
+        put_bytes(shown(&message.topic).as_bytes(), &mut rest);
         if let Some(packet_id) = delivery.packet_id {
             rest.extend_from_slice(&packet_id.get().to_be_bytes());
         }

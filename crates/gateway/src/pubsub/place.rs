@@ -14,12 +14,12 @@ use dunlin_model::{Clock, DeviceId, TenantId, chain};
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
-    CONSUMER, PubSub, RecoverError, Standing,
+    CONSUMER, PubSub, READ_BYTES_MAX, RecoverError, Standing,
+    commands::Bringer,
     snapshots::{self, Snapshot},
 };
 use crate::{company::Silence, sessions::Revoked};
 
-const READ_BYTES_MAX: usize = 1 << 20;
 /// How often wills and expiries are looked for.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// How often sessions are looked for that are open and have no connection.
@@ -37,6 +37,7 @@ pub(super) struct Place {
     directory: PathBuf,
     /// Of all gateways, this one writes the snapshots and says what time has brought.
     pub(super) is_duty: bool,
+    pub(super) commands: Bringer,
     silence: Silence,
     /// When this gateway said last that it is there.
     said: Option<Duration>,
@@ -85,6 +86,7 @@ impl Place {
             position,
             directory: directory.to_owned(),
             is_duty: false,
+            commands: Bringer::default(),
             silence: Silence::default(),
             said: None,
             saying: None,
@@ -137,6 +139,11 @@ impl Place {
     ) -> Result<(), ReadError> {
         while self.read(pubsub, true).await? {}
         self.say(pubsub, clock, is_last).await;
+        if self.is_duty
+            && let Err(error) = self.commands.bring(pubsub, self.at, clock).await
+        {
+            tracing::error!(error = chain(&error), "commands wait");
+        }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
             self.join_late(pubsub, clock).await;

@@ -4,6 +4,7 @@ use dunlin_gateway::StartError;
 
 use crate::lab::{Client, Gate, Lab, connack_code, frame, publish, text};
 
+mod commands; // what devices are asked to do
 mod faults; // a journal that does not take what it is given
 mod order; // what a subscriber may rely on
 mod strangers; // who gets nothing
