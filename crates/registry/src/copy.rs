@@ -14,10 +14,11 @@ use crate::{
 };
 
 /// Every table, those first that others refer to.
-const TABLES: [&str; 18] = [
+const TABLES: [&str; 19] = [
     "tenants",
     "devices",
     "device_tokens",
+    "commands",
     "user_tokens",
     "rule_versions",
     "rules",

@@ -1,4 +1,4 @@
-//! Tenants, devices, credentials, rules and alerts: the only door to SQL, in SQLite or in PostgreSQL.
+//! Tenants, devices, credentials, commands, rules and alerts: the only door to SQL, in SQLite or in PostgreSQL.
 
 mod config; // which database
 
@@ -6,6 +6,8 @@ mod devices; // who may send
 mod tenants; // whose data it is
 mod tokens; // what proves it
 mod users; // who may ask
+
+mod commands; // what devices are asked to do
 
 mod rules; // what is watched for
 
@@ -22,6 +24,7 @@ pub use alerts::{
     NewSilence, Note, Notification, NotificationFilter, NotificationState, Silence, Timer, TimerKind, Told,
     TrimmedAlerts,
 };
+pub use commands::{AddCommandError, COMMANDS_OPEN_MAX, NewCommand, StoredCommand};
 pub use config::{Config, InvalidConfig};
 pub use copy::{Copied, CopyError, CopyStep, Progress, copy};
 use database::Database;

@@ -11,9 +11,7 @@ pub struct Token(String);
 impl Token {
     /// `prefix` tells a found token's kind: `dnd` a device's, `dnu` a person's.
     pub(crate) fn random(prefix: &str) -> Result<Self, RegistryError> {
-        let mut secret = [0u8; 16];
-        getrandom::fill(&mut secret).map_err(|_| RegistryError::NoRandomness)?;
-        Ok(Self(format!("{prefix}_{}", hex(&secret))))
+        Ok(Self(format!("{prefix}_{}", random_hex::<16>()?)))
     }
 
     pub fn reveal(&self) -> &str {
@@ -34,6 +32,13 @@ impl fmt::Debug for Token {
 /// What is stored instead of a token.
 pub(crate) fn hash(token: &str) -> String {
     hex(&Sha256::digest(token.as_bytes()))
+}
+
+/// So many random bytes.
+pub(crate) fn random_hex<const BYTES: usize>() -> Result<String, RegistryError> {
+    let mut random = [0u8; BYTES];
+    getrandom::fill(&mut random).map_err(|_| RegistryError::NoRandomness)?;
+    Ok(hex(&random))
 }
 
 fn hex(bytes: &[u8]) -> String {

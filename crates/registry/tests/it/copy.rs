@@ -1,6 +1,6 @@
 use std::{path::PathBuf, time::Duration};
 
-use dunlin_model::{AlertPhase, AlertState, Clock, TenantId, Timestamp};
+use dunlin_model::{AlertPhase, AlertState, Clock, CommandStep, TenantId, Timestamp};
 use dunlin_registry::{
     Act, Alert, AlertFilter, Config, CopyError, CopyStep, NewSilence, NotificationFilter, NotificationState,
     Registry, RegistryError, RuleMark, RuleMeasure, Scope, Timer, TimerKind, Token, copy,
@@ -10,6 +10,7 @@ use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use crate::{
     Lab,
     alerts::{alert, due, put, tell, told, transition},
+    commands::{reboot, step},
     devices::named,
 };
 
@@ -57,6 +58,9 @@ impl Original {
             measured_at: at(NOW),
         };
         registry.set_rule_measure(&tenant, "hot", &measure).await.unwrap();
+        let sent = registry.add_command(&tenant, &reboot(&gateway.name)).await.unwrap();
+        registry.add_command(&tenant, &reboot(&gateway.name)).await.unwrap();
+        registry.record_replies(&[step(&sent, CommandStep::Replied, 1, "\"\\n\"")]).await.unwrap();
         Self::alerts(&registry).await;
         let secret = registry.secret("links").await.unwrap();
         Self { dir, registry, device, user, secret }
@@ -129,6 +133,8 @@ async fn all_of(registry: &Registry) -> String {
     let alerts = registry.alerts(&tenant, &alerts).await.unwrap();
     let mut all = format!("{:?}", registry.tenants().await.unwrap());
     all += &format!("{:?}", registry.devices(&tenant, None, 10_000).await.unwrap());
+    let gateway = "gw-1".parse().unwrap();
+    all += &format!("{:?}", registry.commands(&tenant, &gateway, None, 100).await.unwrap());
     all += &format!("{:?}", registry.rules(&tenant).await.unwrap());
     all += &format!("{:?}", registry.rule_versions(&tenant, "hot").await.unwrap());
     all += &format!("{:?}", registry.rule_marks(&tenant, "hot").await.unwrap());

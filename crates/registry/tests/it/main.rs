@@ -7,6 +7,7 @@ mod network; // that forgets
 mod server; // a PostgreSQL to be stopped and frozen
 
 mod alerts;
+mod commands;
 mod devices;
 mod people;
 mod races; // several processes at the same time
@@ -50,6 +51,13 @@ on_both! {
     devices::what_belongs_to_nobody_is_refused,
     devices::a_gateway_speaks_for_its_own_children_only,
     devices::a_gateway_has_so_many_children_and_no_more,
+    commands::a_command_is_kept_as_it_was_sent_and_expires,
+    commands::a_device_that_is_not_there_gets_no_command,
+    commands::a_device_has_so_many_open_commands_and_no_more,
+    commands::replies_come_to_the_same_however_often_and_in_whatever_order,
+    commands::what_names_no_command_of_its_device_is_counted_and_changes_nothing,
+    commands::commands_are_listed_from_the_newest_on,
+    commands::old_commands_are_forgotten_in_portions,
     alerts::an_alert_comes_back_as_it_was_put_and_a_fingerprint_has_one_that_is_open,
     alerts::what_people_do_is_legal_or_refused_and_written_down,
     alerts::a_channel_hears_of_an_alert_in_order_and_of_others_meanwhile,
@@ -63,6 +71,8 @@ on_both! {
     rules::a_rule_carries_what_people_say_and_what_was_measured,
     races::a_name_is_given_once,
     races::children_keep_to_their_bound,
+    races::open_commands_keep_to_their_bound,
+    races::two_who_record_the_same_replies_do_not_wait_for_each_other_for_ever,
     races::of_those_who_revoke_one_token_is_left,
     races::every_text_of_a_rule_gets_a_version,
     races::a_link_works_once_and_one_acknowledges,

@@ -1,15 +1,19 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use dunlin_model::{
-    AlertPhase, AlertState, AlertTransition, Clock, DeviceId, Fingerprint, TenantId, Timestamp, TransitionId,
+    AlertPhase, AlertState, AlertTransition, Clock, CommandStep, DeviceId, Fingerprint, TenantId, Timestamp,
+    TransitionId,
 };
-use dunlin_registry::{Act, ActError, Config, NotificationState, Registry, RegistryError, Timer, TimerKind};
+use dunlin_registry::{
+    Act, ActError, COMMANDS_OPEN_MAX, Config, NotificationState, Registry, RegistryError, Timer, TimerKind,
+};
 use futures::future::join_all;
 use tokio::{task::yield_now, time::sleep};
 
 use crate::{
     Lab,
     alerts::{alert, put, tell, told, transition},
+    commands::{reboot, step},
     devices::named,
 };
 
@@ -52,6 +56,37 @@ pub(crate) async fn children_keep_to_their_bound(lab: &Lab) {
     let made: Vec<_> = made.into_iter().filter(|d| d.parent.is_some()).map(|d| d.name).collect();
     assert_eq!(made.len() as u64, CHILDREN_MAX);
     assert!(told.iter().all(|name| made.contains(name)), "nobody was promised a child that is not there");
+}
+
+pub(crate) async fn open_commands_keep_to_their_bound(lab: &Lab) {
+    let (processes, tenant) = with_tenant(lab).await;
+    processes[0].add_device(&tenant, &named("pump-1", false)).await.unwrap();
+    let command = reboot(&"pump-1".parse().unwrap());
+    let sent = processes.iter().map(async |process| {
+        let mut sent = 0;
+        while process.add_command(&tenant, &command).await.is_ok() {
+            sent += 1;
+        }
+        sent
+    });
+    assert_eq!(join_all(sent).await.iter().sum::<u64>(), COMMANDS_OPEN_MAX);
+}
+
+pub(crate) async fn two_who_record_the_same_replies_do_not_wait_for_each_other_for_ever(lab: &Lab) {
+    let (processes, tenant) = with_tenant(lab).await;
+    processes[0].add_device(&tenant, &named("pump-1", false)).await.unwrap();
+    let command = reboot(&"pump-1".parse().unwrap());
+    let mut replies = Vec::new();
+    for _ in 0..20 {
+        let sent = processes[0].add_command(&tenant, &command).await.unwrap();
+        replies.push(step(&sent, CommandStep::Replied, 1, "1"));
+    }
+    let recorded = processes.iter().enumerate().map(async |(n, process)| {
+        let mut replies = replies.clone();
+        replies.rotate_left(3 * n);
+        process.record_replies(&replies).await
+    });
+    assert!(join_all(recorded).await.into_iter().all(|unknown| unknown.unwrap() == 0));
 }
 
 pub(crate) async fn of_those_who_revoke_one_token_is_left(lab: &Lab) {

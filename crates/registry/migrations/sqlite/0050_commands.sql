@@ -1,0 +1,20 @@
+-- What devices were asked to do. Ids begin with the time: by id is by time.
+CREATE TABLE commands (
+    tenant       TEXT NOT NULL,
+    id           TEXT NOT NULL,
+    device       TEXT NOT NULL,
+    method       TEXT NOT NULL,
+    -- JSON, as it was sent.
+    params       TEXT NOT NULL,
+    sent_at      BIGINT NOT NULL,
+    expires_at   BIGINT NOT NULL,
+    delivered_at BIGINT,
+    replied_at   BIGINT,
+    -- JSON, as the device sent it.
+    reply        TEXT,
+    PRIMARY KEY (tenant, id),
+    FOREIGN KEY (tenant, device) REFERENCES devices (tenant, name) ON DELETE CASCADE
+);
+CREATE INDEX commands_by_device ON commands (tenant, device, id DESC);
+CREATE INDEX commands_open ON commands (tenant, device, expires_at) WHERE replied_at IS NULL;
+CREATE INDEX commands_by_age ON commands (expires_at);
