@@ -4,10 +4,10 @@ use dunlin_registry::{NewCommand, NewDevice, StoredCommand};
 
 use super::*;
 
-const REPLIES: Partition = Partition { topic: Topic::CommandReplies, index: 0 };
+pub(crate) const REPLIES: Partition = Partition { topic: Topic::CommandReplies, index: 0 };
 const NOW: i64 = 1_700_000_000_000_000;
 
-fn clock() -> Clock {
+pub(crate) fn clock() -> Clock {
     Clock::new(|| Timestamp::from_micros(NOW))
 }
 
@@ -34,7 +34,7 @@ pub(crate) async fn send(registry: &Registry) -> StoredCommand {
     registry.add_command(&TenantId::default_tenant(), &new).await.unwrap()
 }
 
-fn step(command: &StoredCommand, step: CommandStep, reply: &str) -> Vec<u8> {
+pub(crate) fn step(command: &StoredCommand, step: CommandStep, reply: &str) -> Vec<u8> {
     let reply = CommandReply {
         tenant: command.tenant.to_string(),
         device: command.device.to_string(),
@@ -46,7 +46,7 @@ fn step(command: &StoredCommand, step: CommandStep, reply: &str) -> Vec<u8> {
     reply.encode()
 }
 
-async fn say(journal: &MemoryJournal, records: &[Vec<u8>]) {
+pub(crate) async fn say(journal: &MemoryJournal, records: &[Vec<u8>]) {
     let mut batch = Batch::default();
     records.iter().for_each(|record| batch.push(record));
     journal.append(REPLIES, batch).await.unwrap();
@@ -68,7 +68,7 @@ async fn found(registry: &Registry, command: &StoredCommand) -> StoredCommand {
     registry.command(&command.tenant, &command.id).await.unwrap().unwrap()
 }
 
-async fn state(registry: &Registry, command: &StoredCommand) -> CommandState {
+pub(crate) async fn state(registry: &Registry, command: &StoredCommand) -> CommandState {
     found(registry, command).await.state(Timestamp::from_micros(NOW))
 }
 
