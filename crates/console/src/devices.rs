@@ -157,8 +157,9 @@ async fn cut_off(
     revoked.map_err(|reason| Problem::not_everywhere(&reason))
 }
 
-/// Also if the client leaves meanwhile: a device must not stay connected whose access was taken back.
-async fn to_the_end<T: Send + 'static>(
+/// Also if the client leaves meanwhile: a device must not stay connected whose access was taken back, and a command must
+/// not be written down that is never sent.
+pub(crate) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::spawn(work).await.unwrap_or_else(|panicked| Err(Problem::internal(&panicked)))

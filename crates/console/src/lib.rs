@@ -6,6 +6,7 @@ mod problem; // what a client sees when it goes wrong
 
 mod acknowledge; // by a link, without a token
 mod alerts;
+mod commands; // to devices
 mod devices;
 mod ledger;
 mod notifications; // who was told, and who was not and why
@@ -25,7 +26,7 @@ use axum::{
     routing::{get, post},
 };
 use dunlin_alerting::Desk;
-use dunlin_model::{DeviceId, TenantId};
+use dunlin_model::{Command, DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
 use futures::future::BoxFuture;
@@ -50,6 +51,8 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
         device: &'a DeviceId,
         what: Revoked,
     ) -> BoxFuture<'a, Result<(), String>>;
+    /// Takes a command to its device: once the journal has it, it is on its way.
+    fn send<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<(), NotSent>>;
     /// How far a device's clock is ahead of the server's, in microseconds; below zero, behind. `None` if it says no
     /// times.
     fn clock_ahead_micros<'a>(
@@ -59,6 +62,15 @@ pub trait Platform: std::fmt::Debug + Send + Sync + 'static {
     ) -> BoxFuture<'a, Option<i64>>;
     /// Prometheus text format.
     fn metrics(&self) -> String;
+}
+
+/// Why it is not certain that a command is on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotSent {
+    /// It is not, and will not be.
+    Refused(String),
+    /// It may be.
+    Unknown(String),
 }
 
 /// What was taken from a device.
@@ -139,6 +151,8 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/devices", get(devices::list).post(devices::add))
         .route("/v1/devices/{device}", get(devices::show).patch(devices::change))
         .route("/v1/devices/{device}/tokens", post(devices::add_token))
+        .route("/v1/devices/{device}/commands", get(commands::list).post(commands::send))
+        .route("/v1/commands/{command}", get(commands::show))
         .route("/v1/query", get(query::sql_by_get).post(query::sql))
         .route("/v1/readings", get(query::readings))
         .route("/v1/latest", get(query::latest))

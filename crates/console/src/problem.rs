@@ -6,8 +6,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use dunlin_model::InvalidName;
-use dunlin_registry::{ActError, RegistryError};
+use dunlin_model::{CommandId, InvalidName};
+use dunlin_registry::{ActError, AddCommandError, RegistryError};
 use dunlin_tsdb::QueryError;
 use serde_json::json;
 
@@ -63,6 +63,19 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    /// Nothing of it is left.
+    pub(crate) fn not_sent(reason: &str) -> Self {
+        let detail = format!("the command was not sent, and will not be carried out: {reason}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    pub(crate) fn maybe_sent(command: &CommandId, reason: &str) -> Self {
+        let detail = format!(
+            "the command may still be carried out; before it is sent again, ask /v1/commands/{command} until it is replied or expired: {reason}"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = dunlin_model::chain(error), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")
@@ -109,6 +122,15 @@ impl From<ActError> for Problem {
         match error {
             ActError::Illegal(_) | ActError::Over(_) | ActError::LinkUsed => Self::conflict(error),
             ActError::Registry(error) => error.into(),
+        }
+    }
+}
+
+impl From<AddCommandError> for Problem {
+    fn from(error: AddCommandError) -> Self {
+        match error {
+            AddCommandError::TooMany(_) => Self::conflict(error),
+            AddCommandError::Registry(error) => error.into(),
         }
     }
 }

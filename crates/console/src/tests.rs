@@ -11,13 +11,15 @@ use arrow::{
 use axum::{
     body::Body,
     http::{Request, StatusCode},
+    response::Response,
 };
-use dunlin_model::{Clock, Severity, TenantId, Timestamp};
-use dunlin_registry::Scope;
+use dunlin_model::{Clock, CommandReply, CommandStep, Severity, TenantId, Timestamp};
+use dunlin_registry::{COMMANDS_OPEN_MAX, Scope};
 use dunlin_tsdb::{MemoryTsdb, QueryError, SqlLimits, SqlResult};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 use super::{ask::PlatformAsker, status::Readers, *};
@@ -25,6 +27,11 @@ use super::{ask::PlatformAsker, status::Readers, *};
 #[derive(Debug, Default)]
 struct QuietPlatform {
     revoked: Mutex<Vec<(String, Revoked)>>,
+    sent: Mutex<Vec<Command>>,
+    /// What becomes of the next command.
+    next: Mutex<Option<NotSent>>,
+    /// Until which it is on its way into the journal.
+    held: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Platform for QuietPlatform {
@@ -62,6 +69,18 @@ impl Platform for QuietPlatform {
     ) -> BoxFuture<'a, Result<(), String>> {
         self.revoked.lock().unwrap().push((format!("{tenant}/{device}"), what));
         std::future::ready(Ok(())).boxed()
+    }
+    fn send<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<(), NotSent>> {
+        let not_sent = self.next.lock().unwrap().take();
+        let held = self.held.lock().unwrap().take();
+        self.sent.lock().unwrap().push(command.clone());
+        async move {
+            if let Some(held) = held {
+                held.await.unwrap();
+            }
+            not_sent.map_or(Ok(()), Err)
+        }
+        .boxed()
     }
     fn clock_ahead_micros<'a>(&'a self, _: &'a TenantId, device: &'a DeviceId) -> BoxFuture<'a, Option<i64>> {
         let ahead = (device.as_str() == "pump-1").then_some(-1_500_000);
@@ -207,6 +226,13 @@ impl Api {
     }
 
     async fn send(&self, token: &str, method: &str, path: &str, body: Body) -> (StatusCode, String) {
+        let response = self.respond(token, method, path, body).await;
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn respond(&self, token: &str, method: &str, path: &str, body: Body) -> Response {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -214,10 +240,7 @@ impl Api {
             .header("content-type", "application/json")
             .body(body)
             .unwrap();
-        let response = self.routes.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
+        self.routes.clone().oneshot(request).await.unwrap()
     }
 }
 
@@ -227,6 +250,8 @@ async fn nothing_of_a_tenant_is_shown_without_a_token() {
     for path in [
         "/v1/tenants",
         "/v1/devices",
+        "/v1/devices/pump-1/commands",
+        "/v1/commands/1",
         "/v1/query?sql=1",
         "/v1/readings",
         "/v1/latest",
@@ -284,6 +309,168 @@ async fn the_platform_learns_what_was_taken_from_a_device() {
     assert_eq!(*api.quiet.revoked.lock().unwrap(), expected);
     let (_, listed) = api.ask(&api.platform, "GET", "/v1/devices", "").await;
     assert_eq!(serde_json::from_str::<Value>(&listed).unwrap()["devices"][0]["enabled"], false);
+}
+
+const COMMANDS: &str = "/v1/devices/pump-1/commands";
+
+async fn with_device() -> Api {
+    let api = Api::new().await;
+    api.ask(&api.platform, "POST", "/v1/devices", r#"{"name":"pump-1"}"#).await;
+    api
+}
+
+/// Of the command that was sent last.
+async fn record(api: &Api, step: CommandStep, reply: &str) {
+    let Command { tenant, device, id, .. } = api.quiet.sent.lock().unwrap().last().unwrap().clone();
+    let at = Timestamp::from_micros(1_700_000_001_000_000);
+    let reply = CommandReply { tenant, device, id, at, step, reply: reply.into() };
+    assert_eq!(api.registry.record_replies(&[reply]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_command_is_written_down_and_sent_and_shows_what_came_of_it() {
+    let api = with_device().await;
+    let body = r#"{"method":"reboot","params":{"in": 1.50},"expires_in_seconds":5}"#;
+    let response = api.respond(&api.platform, "POST", COMMANDS, Body::from(body)).await;
+    assert_eq!(response.status(), StatusCode::ACCEPTED);
+    let path = response.headers()["location"].to_str().unwrap().to_owned();
+    let sent = api.quiet.sent.lock().unwrap().clone();
+    let [command] = &sent[..] else { panic!("{sent:?}") };
+    assert_eq!(path, format!("/v1/commands/{}", command.id));
+    assert_eq!((&*command.tenant, &*command.device, &*command.method), ("default", "pump-1", "reboot"));
+    assert_eq!(command.params, r#"{"in": 1.50}"#, "as it was said");
+
+    let shown = async || api.ask(&api.platform, "GET", &path, "").await.1;
+    let id = &command.id;
+    let queued = format!(
+        r#"{{"id":"{id}","device":"pump-1","method":"reboot","params":{{"in": 1.50}},"state":"queued","sent_at":"2023-11-14T22:13:20Z","expires_at":"2023-11-14T22:13:25Z","delivered_at":null,"replied_at":null,"reply":null}}"#
+    );
+    assert_eq!(shown().await, queued);
+    let told = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(String::from_utf8(told.to_vec()).unwrap(), queued);
+
+    let state = async || serde_json::from_str::<Value>(&shown().await).unwrap()["state"].clone();
+    record(&api, CommandStep::Delivered, "").await;
+    assert_eq!(state().await, "delivered");
+    record(&api, CommandStep::Replied, r#"{"ok":[1]}"#).await;
+    assert_eq!(state().await, "replied");
+    assert!(shown().await.ends_with(r#""replied_at":"2023-11-14T22:13:21Z","reply":{"ok":[1]}}"#));
+
+    assert_eq!(api.ask(&api.tenant, "GET", &path, "").await.0, StatusCode::NOT_FOUND, "another tenant's");
+    assert_eq!(api.ask(&api.tenant, "GET", COMMANDS, "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(api.ask(&api.tenant, "POST", COMMANDS, body).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_command_needs_a_method_and_nothing_else_and_keeps_to_its_limits() {
+    let api = with_device().await;
+    let (status, body) = api.ask(&api.platform, "POST", COMMANDS, r#"{"method":"reboot"}"#).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&body["params"], &body["expires_at"]), (&Value::Null, &"2023-11-14T22:14:20Z".into()));
+
+    let with = |field: &str| format!(r#"{{"method":"m",{field}}}"#);
+    let text = |characters| format!(r#""params":"{}""#, "x".repeat(characters));
+    for legal in [
+        with(r#""expires_in_seconds":2592000"#),
+        with(&text((64 << 10) - 2)),
+        format!(r#"{{"method":"{}"}}"#, "é".repeat(128)),
+    ] {
+        let (status, body) = api.ask(&api.platform, "POST", COMMANDS, &legal).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    }
+    let sent = api.quiet.sent.lock().unwrap().len();
+    for (body, field) in [
+        (r#"{"method":""}"#.to_owned(), "method"),
+        (r#"{"method":"a\u0000"}"#.to_owned(), "method"),
+        (format!(r#"{{"method":"{}"}}"#, "a".repeat(129)), "method"),
+        (with(&text((64 << 10) - 1)), "params"),
+        (with(r#""expires_in_seconds":0"#), "expires_in_seconds"),
+        (with(r#""expires_in_seconds":2592001"#), "expires_in_seconds"),
+    ] {
+        let (status, problem) = api.ask(&api.platform, "POST", COMMANDS, &body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+        assert!(problem.contains(&format!("\"field\":\"{field}\"")), "{problem}");
+    }
+    let (status, _) = api.ask(&api.platform, "POST", COMMANDS, &with(r#""colour":1"#)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    for path in ["/v1/commands/a%2Fb", "/v1/devices/pump-1/commands?after=a%00"] {
+        assert_eq!(api.ask(&api.platform, "GET", path, "").await.0, StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(api.quiet.sent.lock().unwrap().len(), sent, "nothing of it was sent");
+}
+
+#[tokio::test]
+async fn a_command_that_was_not_sent_is_forgotten_and_one_that_may_be_stays() {
+    let api = with_device().await;
+    let send = async |next: NotSent| {
+        *api.quiet.next.lock().unwrap() = Some(next);
+        let (status, body) = api.ask(&api.platform, "POST", COMMANDS, r#"{"method":"m"}"#).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+        body
+    };
+    let listed = async || {
+        let (_, body) = api.ask(&api.platform, "GET", COMMANDS, "").await;
+        serde_json::from_str::<Value>(&body).unwrap()["commands"].as_array().unwrap().clone()
+    };
+    let said = send(NotSent::Refused("the journal has no space left".into())).await;
+    assert!(
+        said.contains("was not sent, and will not be carried out: the journal has no space left"),
+        "{said}"
+    );
+    assert_eq!(listed().await, Vec::<Value>::new());
+
+    let said = send(NotSent::Unknown("the journal is fenced".into())).await;
+    let kept = listed().await;
+    let path = format!("ask /v1/commands/{} until it is replied or expired", kept[0]["id"].as_str().unwrap());
+    assert!(said.contains("may still be carried out") && said.contains(&path), "{said}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_changes_nothing_of_what_becomes_of_its_command() {
+    let api = with_device().await;
+    let (release, held) = oneshot::channel();
+    *api.quiet.held.lock().unwrap() = Some(held);
+    *api.quiet.next.lock().unwrap() = Some(NotSent::Refused("no space".into()));
+    let until_sent = async {
+        while api.quiet.sent.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = api.ask(&api.platform, "POST", COMMANDS, r#"{"method":"m"}"#) => panic!("it is held"),
+        () = until_sent => {}
+    }
+    let nothing = r#"{"commands":[],"next":null}"#;
+    assert_ne!(api.ask(&api.platform, "GET", COMMANDS, "").await.1, nothing);
+    release.send(()).unwrap();
+    while api.ask(&api.platform, "GET", COMMANDS, "").await.1 != nothing {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_device_has_so_many_open_commands_and_they_are_listed_by_pages() {
+    let api = with_device().await;
+    let send = async || api.ask(&api.platform, "POST", COMMANDS, r#"{"method":"m"}"#).await;
+    for _ in 0..COMMANDS_OPEN_MAX {
+        assert_eq!(send().await.0, StatusCode::ACCEPTED);
+    }
+    let (status, body) = send().await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(body.contains("device pump-1 has 100 commands that it has not replied to"), "{body}");
+
+    let (mut ids, mut next) = (Vec::new(), Some(String::new()));
+    while let Some(after) = next {
+        let after = if after.is_empty() { after } else { format!("&after={after}") };
+        let (_, page) = api.ask(&api.platform, "GET", &format!("{COMMANDS}?limit=30{after}"), "").await;
+        let page: Value = serde_json::from_str(&page).unwrap();
+        let of_page = page["commands"].as_array().unwrap();
+        ids.extend(of_page.iter().map(|command| command["id"].as_str().unwrap().to_owned()));
+        next = page["next"].as_str().map(str::to_owned);
+    }
+    assert_eq!(ids.len() as u64, COMMANDS_OPEN_MAX);
+    assert!(ids.is_sorted_by(|a, b| a > b), "the newest first");
 }
 
 #[tokio::test]

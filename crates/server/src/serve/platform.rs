@@ -7,10 +7,12 @@ use std::{
 };
 
 use dunlin_alerting::CONSUMER as ALERTING;
-use dunlin_console::{LedgerView, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView};
+use dunlin_console::{
+    LedgerView, NotSent, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView,
+};
 use dunlin_gateway::{Access, GatewayView, revoke_everywhere};
-use dunlin_journal::{Health, Journal, Offset, Partition, Topic};
-use dunlin_model::{Clock, DeviceId, TenantId, chain};
+use dunlin_journal::{AppendError, Batch, Health, Journal, Offset, Partition, Topic};
+use dunlin_model::{Clock, Command, DeviceId, Slot, TenantId, avro::Datum, chain};
 use dunlin_pipeline::{
     CheckpointStatus, GROUPS, GroupsStatus, PIPELINE as RULES, PipelineView, RejectedView, STORE, Status,
     StoreView,
@@ -134,6 +136,15 @@ impl Platform for ServerPlatform {
         .boxed()
     }
 
+    fn send<'a>(&'a self, command: &'a Command) -> BoxFuture<'a, Result<(), NotSent>> {
+        let slot = Slot::of(&command.tenant, &command.device);
+        let at = Partition::new(Topic::Commands, slot.partition(self.journal.partitions(Topic::Commands)));
+        let mut batch = Batch::default();
+        batch.push(&command.encode());
+        let appended = self.journal.append(at, batch);
+        async move { appended.await.map(drop).map_err(not_sent) }.boxed()
+    }
+
     fn clock_ahead_micros<'a>(
         &'a self,
         tenant: &'a TenantId,
@@ -203,6 +214,19 @@ impl ServerPlatform {
         };
         let problems = problem_of("groups", &groups.checkpoint).into_iter().collect();
         StageStatus { problems, ..self.stage("groups", [Partition::new(Topic::Partials, 0)], judged) }
+    }
+}
+
+/// The journal says of few errors that the log does not hold what it was given.
+fn not_sent(error: AppendError) -> NotSent {
+    let reason = chain(&error);
+    match error {
+        AppendError::Full { .. } | AppendError::TooLarge { .. } | AppendError::NoPartition(_) => {
+            NotSent::Refused(reason)
+        }
+        AppendError::Fenced { .. } | AppendError::Closed | AppendError::Unreachable { .. } => {
+            NotSent::Unknown(reason)
+        }
     }
 }
 
