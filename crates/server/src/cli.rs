@@ -44,6 +44,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Send commands to devices, and see what came of them
+    #[command(after_help = "\
+Examples:
+  dunlin command send pump-1 reboot
+  dunlin command send pump-1 set-interval '{\"seconds\": 10}' --expires-in 3600 --wait
+  dunlin command list pump-1")]
+    Command {
+        #[command(subcommand)]
+        command: CommandCommand,
+        #[command(flatten)]
+        server: Server,
+    },
     /// Add and list tenants (platform administrator)
     Tenant {
         #[command(subcommand)]
@@ -312,6 +324,32 @@ pub(crate) enum DeviceCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum CommandCommand {
+    /// Send a command; prints its id
+    Send {
+        device: String,
+        /// What to do, in words that the device knows
+        method: String,
+        /// JSON for the method [default: null]
+        #[arg(value_parser = parse_json)]
+        params: Option<serde_json::Value>,
+        /// The device is not asked any more after this time
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        expires_in: u64,
+        /// Wait for the reply and print it instead; exit code 1 if the command expires
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List the commands of a device, the newest first
+    List { device: String },
+    /// All about one command
+    Show {
+        /// Its id
+        command: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum TenantCommand {
     /// Add a tenant; prints its user token, which is not shown again
     Add { name: String },
@@ -469,6 +507,10 @@ pub(crate) struct MigrateArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
+fn parse_json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}
+
 fn parse_rate(text: &str) -> Result<f64, String> {
     let problem = || format!("{text:?} is not a rate; write for example 1/s, 10/s or 6/m");
     let (count, unit) = text.split_once('/').ok_or_else(problem)?;
@@ -491,6 +533,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_has_parameters_in_json_or_none() {
+        let sent = |line: &[&str]| match Cli::try_parse_from(line) {
+            Ok(Cli { command: Command::Command { command: CommandCommand::Send { params, .. }, .. } }) => {
+                Some(params)
+            }
+            _ => None,
+        };
+        assert_eq!(sent(&["dunlin", "command", "send", "pump-1", "reboot"]), Some(None));
+        let with = ["dunlin", "command", "send", "pump-1", "m", r#"{"a": [1]}"#, "--wait"];
+        assert_eq!(sent(&with), Some(Some(serde_json::json!({ "a": [1] }))));
+        assert_eq!(sent(&["dunlin", "command", "send", "pump-1", "m", "{a}"]), None);
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Migrate(args) => commands::run(commands::migrate::run(args)),
         Command::Completions { shell } => commands::completions(shell),
         Command::Device { command, server } => commands::run(commands::device::run(command, server)),
+        Command::Command { command, server } => commands::run(commands::command::run(command, server)),
         Command::Tenant { command, server } => commands::run(commands::tenant::run(command, server)),
         Command::Rule { command, server } => commands::run(commands::rule::run(command, server)),
         Command::Query { sql, format, server } => commands::run(commands::query::run(sql, format, server)),

@@ -2,6 +2,7 @@
 
 pub(crate) mod alerts;
 pub(crate) mod check;
+pub(crate) mod command;
 pub(crate) mod device;
 pub(crate) mod migrate;
 pub(crate) mod query;
