@@ -9,7 +9,7 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
-use dunlin_model::{Command, CommandId, DeviceId, TenantId, Timestamp, chain};
+use dunlin_model::{Command, CommandId, DeviceId, TenantId, Timestamp, chain, limits::COMMAND_BYTES_MAX};
 use dunlin_registry::{NewCommand, StoredCommand};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -19,7 +19,7 @@ use crate::{Console, NotSent, ask::Asker, devices::to_the_end, problem::Problem}
 /// Each may bring its parameters and a reply.
 const PAGE_COMMANDS_MAX: u32 = 100;
 const METHOD_CHARACTERS_MAX: usize = 128;
-const PARAMS_BYTES_MAX: usize = 64 << 10;
+
 const EXPIRES_IN_SECONDS_DEFAULT: u64 = 60;
 const EXPIRES_IN_SECONDS_MAX: u64 = 30 * 86_400;
 
@@ -101,8 +101,8 @@ fn new_command(device: DeviceId, body: NewCommandBody) -> Result<NewCommand, Pro
         return Err(Problem::invalid("method", legal));
     }
     let params = body.params.as_deref().map_or("null", RawValue::get);
-    if params.len() > PARAMS_BYTES_MAX {
-        return Err(Problem::invalid("params", format!("at most {PARAMS_BYTES_MAX} bytes of JSON")));
+    if params.len() > COMMAND_BYTES_MAX {
+        return Err(Problem::invalid("params", format!("at most {COMMAND_BYTES_MAX} bytes of JSON")));
     }
     let seconds = body.expires_in_seconds.unwrap_or(EXPIRES_IN_SECONDS_DEFAULT);
     if !(1..=EXPIRES_IN_SECONDS_MAX).contains(&seconds) {

@@ -14,13 +14,15 @@ pub(crate) enum Role {
     Store,
     /// Alerts, and telling people.
     Alerting,
+    /// What devices say about their commands; processes share the partitions.
+    Fleet,
     /// The API for people.
     Console,
 }
 
 impl Role {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Gateway, Self::Pipeline, Self::Store, Self::Alerting, Self::Console];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Gateway, Self::Pipeline, Self::Store, Self::Alerting, Self::Fleet, Self::Console];
 }
 
 /// Which of them. Every role at most once.
@@ -46,10 +48,11 @@ impl Roles {
     /// What they read of the journal as it comes.
     pub(crate) fn topics(&self) -> Vec<Topic> {
         let of = |role: &Role| match role {
-            Role::Gateway => &[Topic::Sessions][..],
+            Role::Gateway => &[Topic::Sessions, Topic::Commands][..],
             Role::Pipeline => &[Topic::Telemetry, Topic::Partials],
             Role::Store => &[Topic::Telemetry, Topic::Rejected],
             Role::Alerting => &[Topic::Alerts],
+            Role::Fleet => &[Topic::CommandReplies],
             Role::Console => &[],
         };
         self.0.iter().flat_map(of).copied().collect()
@@ -84,9 +87,15 @@ mod tests {
         assert!(said(&[], true).contains("at least one"));
         assert!(said(&[Gateway], false).contains("kafka"));
         assert!(said(&[Console], true).contains("store"));
-        for roles in
-            [&[Gateway][..], &[Pipeline], &[Store], &[Alerting], &[Store, Console], &[Gateway, Pipeline]]
-        {
+        for roles in [
+            &[Gateway][..],
+            &[Pipeline],
+            &[Store],
+            &[Alerting],
+            &[Fleet],
+            &[Store, Console],
+            &[Gateway, Pipeline],
+        ] {
             Roles(roles.into()).check(true).unwrap();
         }
     }

@@ -10,6 +10,7 @@ use dunlin_alerting::CONSUMER as ALERTING;
 use dunlin_console::{
     LedgerView, NotSent, PartitionStatus, Platform, Readiness, Revoked, StageStatus, StatusView,
 };
+use dunlin_fleet::CONSUMER as FLEET;
 use dunlin_gateway::{Access, GatewayView, revoke_everywhere};
 use dunlin_journal::{AppendError, Batch, Health, Journal, Offset, Partition, Topic};
 use dunlin_model::{Clock, Command, DeviceId, Slot, TenantId, avro::Datum, chain};
@@ -70,6 +71,8 @@ impl Platform for ServerPlatform {
 
     fn status(&self) -> StatusView {
         let alerts = Partition::new(Topic::Alerts, 0);
+        let replies = (0..self.journal.partitions(Topic::CommandReplies))
+            .map(|index| Partition::new(Topic::CommandReplies, index));
         // Where others are, as they have committed it.
         let stored = |at| match &self.tsdb {
             Some(tsdb) => tsdb.position(at),
@@ -86,6 +89,7 @@ impl Platform for ServerPlatform {
                 self.rules_stage(&rules),
                 self.groups_stage(&rules.groups),
                 self.stage("alerting", [alerts], |at| self.journal.position(ALERTING, at)),
+                self.stage("fleet", replies, |at| self.journal.position(FLEET, at)),
             ],
         }
     }
@@ -142,7 +146,14 @@ impl Platform for ServerPlatform {
         let mut batch = Batch::default();
         batch.push(&command.encode());
         let appended = self.journal.append(at, batch);
-        async move { appended.await.map(drop).map_err(not_sent) }.boxed()
+        async move {
+            appended.await.map_err(not_sent)?;
+            if let Some(gateway) = &self.gateway {
+                gateway.commanded();
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn clock_ahead_micros<'a>(

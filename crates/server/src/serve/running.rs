@@ -6,6 +6,7 @@ use std::{
 
 use dunlin_alerting::{Alerting, Desk, Publisher};
 use dunlin_console::{Console, Vitals};
+use dunlin_fleet::Fleet;
 use dunlin_gateway::{Announcer, Door, Gateway, Tls};
 use dunlin_journal::Journal;
 use dunlin_model::{Clock, chain};
@@ -61,6 +62,7 @@ pub(crate) struct Running {
     /// Looks after the rules of others.
     following: Option<JoinHandle<()>>,
     alerting: Option<Alerting>,
+    fleet: Option<Fleet>,
     gateway: Option<Gateway>,
     http: Http,
     https: Option<Http>,
@@ -163,6 +165,8 @@ impl Running {
                 Alerting::start(&config.alerting, journal, registry, clock.clone(), publisher, &mut metrics);
             alerting = Some(started.await?);
         }
+        let fleet = has(Role::Fleet)
+            .then(|| Fleet::start(journal.clone(), registry.clone(), clock.clone(), &mut metrics));
         let mut gateway = None;
         if has(Role::Gateway) {
             let directory = Arc::new(RegistryDirectory {
@@ -271,6 +275,7 @@ impl Running {
             rules,
             following,
             alerting,
+            fleet,
             gateway,
             http,
             https,
@@ -355,12 +360,17 @@ impl Running {
                 ending.of("alerting", CONSUMERS_ENDED_BY, alerting.stop()).await;
             }
         };
+        let recorded = async {
+            if let Some(fleet) = self.fleet {
+                ending.of("fleet", CONSUMERS_ENDED_BY, fleet.stop()).await;
+            }
+        };
         let evaluated = async {
             if let Some(pipeline) = self.pipeline {
                 ending.of("rules", CONSUMERS_ENDED_BY, pipeline.stop()).await;
             }
         };
-        tokio::join!(told, evaluated, written);
+        tokio::join!(told, recorded, evaluated, written);
         drop(self.turns);
         let closed = self.stores.close(ending).await;
         http.and(closed)
