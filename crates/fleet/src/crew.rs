@@ -25,6 +25,7 @@ struct Working {
 impl Crew {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut membership = self.journal.join(CONSUMER, Topic::CommandReplies);
+        self.metrics.partitions.set(self.journal.partitions(Topic::CommandReplies).into());
         let mut working = BTreeMap::<Partition, Working>::new();
         loop {
             self.metrics.partitions_held.set(working.len() as i64);

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) trimmed: Counter,
     lag: Family<At, Gauge>,
     pub(crate) partitions_held: Gauge,
+    pub(crate) partitions: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +51,7 @@ impl Metrics {
             "Partitions that this process follows",
             m.partitions_held.clone(),
         );
+        registry.register("dunlin_fleet_partitions", "Partitions that there are", m.partitions.clone());
         // Both are there before the first.
         m.recorded(&[], 0);
         m

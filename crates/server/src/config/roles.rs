@@ -14,7 +14,7 @@ pub(crate) enum Role {
     Store,
     /// Alerts, and telling people.
     Alerting,
-    /// What devices say about their commands; processes share the partitions.
+    /// What devices say about their commands, into the registry.
     Fleet,
     /// The API for people.
     Console,
