@@ -14,6 +14,7 @@ from faulty_network import Proxy
 from kafka_under_test import Kafka
 from platform_under_test import SEED, Load, add_devices, check_nothing_lost, until
 from prometheus_under_test import Prometheus
+from test_device_commands import Device
 from test_roles import PARTITIONS, RULE, Beats, connected, held, say, share
 
 ROLES = {
@@ -22,6 +23,7 @@ ROLES = {
     "gateway-1": "gateway",
     "rules-1": "pipeline",
     "rules-2": "pipeline",
+    "clerk": "fleet",
 }
 SESSION_SECONDS = 6
 CUT_SECONDS = 15  # More than a session, at least; until the alert fires.
@@ -240,6 +242,23 @@ def test_alerting_and_the_store_are_cut_off_from_kafka(house, tmp_path, loads):
     assert report["unknown"] == 0, report
     check_nothing_lost(house.back, tmp_path, [load.record], unrecorded_max=10**9)
     house.until_told(2, 1)
+
+
+def test_the_fleet_is_cut_off_from_kafka_and_from_the_registry(house):
+    pump = Device(0, house.back.add_device("pump-0"), house.gateway.mqtt_port)
+    house.at_the_end.callback(pump.close)
+    state = lambda command: house.back.json(f"/v1/commands/{command}")["state"]  # noqa: E731
+    ways = [(house.kafka_ways, "DunlinJournalRefuses"), (house.registry_ways, "DunlinRegistryDown")]
+    for way, alert in ((ways["clerk"], alert) for ways, alert in ways):
+        with house.cut_off(way, "clerk", alert):
+            command = house.back.cli("command", "send", "pump-0", "count", "--expires-in", "600").stdout.strip()
+            until("the device does it", lambda command=command: pump.done[command])
+        assert state(command) == "queued", "what the device says waits"
+        house.mend(way)
+        until("it is recorded", lambda command=command: state(command) == "replied", seconds=120)
+        house.healed("clerk")
+    assert set(pump.done.values()) == {1}
+    assert not house.kept["clerk"].codes
 
 
 def test_each_role_is_cut_off_from_the_registry(house, tmp_path, loads):
