@@ -457,7 +457,7 @@ async fn take_turn(turn: Turn, duties: &Membership, places: &mut [Place], pubsub
         duties.release(at);
     }
     place.is_duty = matches!(turn, Turn::Given(_));
-    place.commands = Bringer::default();
+    place.commands = Bringer::new(pubsub, at);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::atomic::Ordering::Acquire,
+    sync::{Arc, atomic::Ordering::Acquire},
     time::{Duration, Instant},
 };
 
@@ -86,7 +86,7 @@ impl Place {
             position,
             directory: directory.to_owned(),
             is_duty: false,
-            commands: Bringer::default(),
+            commands: Bringer::new(pubsub, at),
             silence: Silence::default(),
             said: None,
             saying: None,
@@ -133,16 +133,14 @@ impl Place {
 
     pub(super) async fn step(
         &mut self,
-        pubsub: &PubSub,
+        pubsub: &Arc<PubSub>,
         clock: &Clock,
         is_last: bool,
     ) -> Result<(), ReadError> {
         while self.read(pubsub, true).await? {}
         self.say(pubsub, clock, is_last).await;
-        if self.is_duty
-            && let Err(error) = self.commands.bring(pubsub, self.at, clock).await
-        {
-            tracing::error!(error = chain(&error), "commands wait");
+        if self.is_duty {
+            self.commands.bring(pubsub, clock);
         }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
