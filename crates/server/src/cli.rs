@@ -34,6 +34,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::enum_variant_names, reason = "one of the commands is `dunlin command`")]
 pub(crate) enum Command {
     /// Run the platform: gateway, journal, store, rules, alerting, API
     Serve(ServeArgs),
