@@ -3,6 +3,7 @@ import contextlib
 import json
 import random
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -36,6 +37,14 @@ backend gateways
 """
 
 
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def balancer(gateways, directory):
     """A load balancer before the gateways."""
@@ -44,6 +53,7 @@ def balancer(gateways, directory):
     config.write_text(BALANCER.format(front=front, one=gateways[0].mqtt_port, two=gateways[1].mqtt_port))
     haproxy = subprocess.Popen(["/usr/sbin/haproxy", "-db", "-f", config])
     try:
+        until("the balancer listens", lambda: listens(front))
         yield front
     finally:
         haproxy.kill()

@@ -275,10 +275,11 @@ impl Broker {
                 self.tenants_of(partition).iter().for_each(|tenant| tenant.forget_expired(at));
             }
             Change::Commanded(command) => {
-                if state.commands.pass(command.partition, command.offset) {
-                    self.tenant(&command.tenant).command(&Arc::new(command.message()), live);
+                if state.commands.pass(&command) {
+                    self.tenant(&command.tenant).command(&Arc::new(command.message()), command.at, live);
                 }
             }
+            Change::CommandsReplaced { partition, next } => state.commands.begin(partition, next),
             Change::Taken { tenant, device, id } => self.tenant(&tenant).taken(&device, &id),
             Change::Revoked { tenant, device, is_disabled } => {
                 if is_disabled {

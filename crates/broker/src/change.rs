@@ -136,6 +136,11 @@ pub enum Change<'a> {
     },
     /// A device is sent a command.
     Commanded(Command<'a>),
+    /// A partition of the topic of commands is another one, or lost what it had: it begins here.
+    CommandsReplaced {
+        partition: u16,
+        next: u64,
+    },
     /// The device has the command, so that it is not sent again.
     Taken {
         tenant: Cow<'a, str>,

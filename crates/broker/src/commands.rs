@@ -21,11 +21,15 @@ pub struct Command<'a> {
     /// Of the topic of commands.
     pub partition: u16,
     pub offset: u64,
+    /// Behind the command that was brought before it: one that comes without that one is left to be brought again.
+    pub follows: u64,
     pub tenant: Cow<'a, str>,
     pub device: Cow<'a, str>,
     pub id: Cow<'a, str>,
     /// What the device is sent.
     pub payload: &'a [u8],
+    /// When it was brought.
+    pub at: Timestamp,
     pub expires_at: Timestamp,
 }
 
@@ -72,13 +76,19 @@ impl Progress {
         self.0.get(&partition).copied().unwrap_or(0)
     }
 
-    /// Whether this one had not been there; now it has.
-    pub(crate) fn pass(&mut self, partition: u16, offset: u64) -> bool {
-        let is_new = offset >= self.next(partition);
-        if is_new {
-            self.0.insert(partition, offset + 1);
+    /// Whether this one is new, and none is missing between; then it has been there.
+    pub(crate) fn pass(&mut self, command: &Command<'_>) -> bool {
+        let next = self.next(command.partition);
+        let is_next = command.follows <= next && next <= command.offset;
+        if is_next {
+            self.0.insert(command.partition, command.offset.saturating_add(1));
         }
-        is_new
+        is_next
+    }
+
+    /// The partition is another one from here on.
+    pub(crate) fn begin(&mut self, partition: u16, next: u64) {
+        self.0.insert(partition, next);
     }
 }
 
@@ -100,10 +110,29 @@ mod tests {
     }
 
     #[test]
-    fn a_command_passes_once() {
+    fn a_command_passes_once_and_behind_the_one_before_it() {
         let mut progress = Progress::default();
-        assert!(progress.pass(3, 7) && progress.pass(3, 9) && progress.pass(4, 7));
-        assert!(!progress.pass(3, 7) && !progress.pass(3, 8), "the partition is further");
-        assert_eq!((progress.next(3), progress.next(5)), (10, 0));
+        let mut pass = |partition, follows, offset| {
+            let (at, expires_at) = (Timestamp::MIN, Timestamp::MAX);
+            let (tenant, device, id) = ("t".into(), "d".into(), "1".into());
+            progress.pass(&Command {
+                partition,
+                offset,
+                follows,
+                tenant,
+                device,
+                id,
+                payload: b"",
+                at,
+                expires_at,
+            })
+        };
+        assert!(pass(3, 0, 7) && pass(3, 8, 9) && pass(4, 0, 7));
+        assert!(!pass(3, 0, 7) && !pass(3, 8, 9), "it has been there");
+        assert!(!pass(3, 12, 13), "the one at 11 is not there");
+        assert!(pass(3, 10, 11) && pass(3, 12, 13));
+        assert_eq!((progress.next(3), progress.next(5)), (14, 0));
+        progress.begin(3, 2);
+        assert_eq!(progress.next(3), 2);
     }
 }

@@ -113,7 +113,7 @@ fn message(topic: &str) -> Arc<Message> {
     })
 }
 
-const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     session_subscriptions_max: 10,
     queue_messages_max: 10,
     queue_bytes_max: 10_000,

@@ -9,6 +9,7 @@ use dunlin_model::Timestamp;
 use smallvec::SmallVec;
 
 use crate::{
+    commands::is_of_commands,
     message::{Message, Qos},
     session::{Queued, Room},
 };
@@ -260,6 +261,18 @@ impl Outbox {
     pub(crate) fn forget_unreliable(&mut self) {
         self.unreliable = VecDeque::new();
         self.waiting_bytes = self.waiting.iter().map(|e| e.message.size_bytes()).sum();
+    }
+
+    /// Of those that were not sent yet.
+    pub(crate) fn forget_commands(&mut self, now: Timestamp) {
+        let waiting_bytes = &mut self.waiting_bytes;
+        self.waiting.retain(|Entry { message, .. }| {
+            let is_over = message.is_expired(now) && is_of_commands(&message.topic);
+            if is_over {
+                *waiting_bytes -= message.size_bytes();
+            }
+            !is_over
+        });
     }
 
     /// All that must come back after a restart: whether the client has it, and what it is.

@@ -239,15 +239,16 @@ impl Session {
         look(&mut state.outbox)
     }
 
-    /// Queues a message. False if there was no room for it.
-    pub(crate) fn push(&self, queued: Queued, room: Option<Room>) -> bool {
+    /// Queues a message; without a bound if there is no `room` given, or if the log brings back what was taken before. False
+    /// if there was no room for it.
+    pub(crate) fn push(&self, queued: Queued, room: Option<Room>, live: bool) -> bool {
         let mut state = self.lock();
         if state.home.is_none() && (queued.qos == Qos::AtMostOnce || !self.outlives()) {
             return true;
         }
         let is_elsewhere = self.is_elsewhere();
-        let room = room.map(|room| if is_elsewhere { room.elsewhere() } else { room });
-        let taken = state.outbox.push(queued, room, room.is_none() || is_elsewhere);
+        let room = room.filter(|_| live).map(|room| if is_elsewhere { room.elsewhere() } else { room });
+        let taken = state.outbox.push(queued, room, !live || is_elsewhere);
         if taken
             && !state.woken
             && let Some((home, connection)) = &state.home
@@ -256,6 +257,11 @@ impl Session {
             state.woken = true;
         }
         taken
+    }
+
+    /// Commands whose time is over need not wait.
+    pub(crate) fn forget_commands(&self, now: Timestamp) {
+        self.lock().outbox.forget_commands(now);
     }
 
     pub(crate) fn life(&self) -> Life {

@@ -243,3 +243,19 @@ impl From<MessageState> for Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzzing::LIMITS;
+
+    #[test]
+    fn a_snapshot_from_before_there_were_commands_is_taken() {
+        const NO_COMMANDS: usize = 2;
+        let broker = Broker::new(1, LIMITS);
+        let snapshot = broker.snapshot(0, 7);
+        let inside = &snapshot[MAGIC.len()..snapshot.len() - 8];
+        let before = around(&inside[..inside.len() - NO_COMMANDS]);
+        assert_eq!(Broker::new(1, LIMITS).restore(0, &before).unwrap(), 7);
+    }
+}

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::{
     change::Publication,
-    commands::{command_topic, is_of_commands},
+    commands::{command_filter, command_topic, is_of_commands},
     gateways::Me,
     message::{Message, Qos},
     retained::Retained,
@@ -90,6 +90,8 @@ pub enum Subscribing {
     Granted(Qos),
     /// The session has as many as it may.
     TooMany,
+    /// It is none, or not for this client.
+    Refused,
 }
 
 /// Somebody who gets a message.
@@ -199,23 +201,33 @@ impl Tenant {
 
     /// A will. Nobody hears of it if there is no room to retain it; it is given out all the same.
     pub(crate) fn publish_will(&self, message: &Arc<Message>, seed: u64, live: bool) {
+        if !message.retain {
+            return self.distribute(message, Choice::Seeded(seed), live);
+        }
         self.distribute_and_keep(message, Choice::Seeded(seed), live, |topics| {
-            if message.retain && self.may_retain(topics, message) {
+            if self.may_retain(topics, message) {
                 topics.retain(message);
             }
         });
     }
 
     /// A command for a device. Beyond the bound it is for those alone who are subscribed now.
-    pub(crate) fn command(&self, message: &Arc<Message>, live: bool) {
-        self.distribute_and_keep(message, Choice::Seeded(0), live, |topics| {
-            let bytes = topics.commands.size_bytes() + message.retained_bytes();
-            if topics.commands.len() < COMMANDS_MAX && bytes <= COMMANDS_BYTES_MAX {
-                topics.commands.set(message.clone());
-            } else {
-                self.dropped.fetch_add(1, Relaxed);
-            }
-        });
+    pub(crate) fn command(&self, message: &Arc<Message>, now: Timestamp, live: bool) {
+        let mut topics = self.write();
+        let (targets, _) = self.targets(&topics, message, Choice::Seeded(0));
+        targets.iter().for_each(|target| target.session.forget_commands(now));
+        self.deliver(message, targets, live);
+        let bytes = topics.commands.size_bytes() + message.retained_bytes();
+        if topics.commands.len() < COMMANDS_MAX && bytes <= COMMANDS_BYTES_MAX {
+            topics.commands.set(message.clone());
+        } else {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether a command waits until its device has it.
+    pub fn has_command(&self, device: &str, id: &str) -> bool {
+        self.read().commands.get(&command_topic(device, id)).is_some()
     }
 
     /// The device has the command of that id.
@@ -245,9 +257,10 @@ impl Tenant {
 
     fn deliver(&self, message: &Arc<Message>, targets: Targets<'_>, live: bool) -> usize {
         let (mut delivered, mut dropped) = (0, 0);
+        let room = self.room(message);
         for Target { session, qos, retain, ids } in targets {
             let queued = Queued { message: message.clone(), qos, retain, subscription_ids: ids };
-            match session.push(queued, self.room(live)) {
+            match session.push(queued, room, live) {
                 true => delivered += 1,
                 false => dropped += 1,
             }
@@ -259,9 +272,10 @@ impl Tenant {
         delivered
     }
 
-    /// What the log brings back was taken before, and is taken again.
-    fn room(&self, live: bool) -> Option<Room> {
-        live.then_some(Room { messages: self.limits.queue_messages_max, bytes: self.limits.queue_bytes_max })
+    /// Commands are bounded where they are sent, and wait for their device whatever else does.
+    fn room(&self, message: &Message) -> Option<Room> {
+        let room = Room { messages: self.limits.queue_messages_max, bytes: self.limits.queue_bytes_max };
+        (!is_of_commands(&message.topic)).then_some(room)
     }
 
     /// Subscribes a session, and queues the retained messages it asks for. Answers filter by filter.
@@ -284,7 +298,11 @@ impl Tenant {
         now: Timestamp,
         live: bool,
     ) -> Subscribing {
-        let Ok(filter) = Filter::parse(text) else { return Subscribing::TooMany };
+        let Ok(filter) = Filter::parse(text) else { return Subscribing::Refused };
+        // A gateway grants none but the device's own; what stands in the log from before is not asked for.
+        if is_of_commands(filter.path) && text != command_filter(&session.key.device) {
+            return Subscribing::Refused;
+        }
         let is_new = {
             let mut state = session.lock();
             let known = state.subscriptions.contains_key(text);
@@ -312,7 +330,7 @@ impl Tenant {
                     retain,
                     subscription_ids: subscription.id.into_iter().collect(),
                 };
-                if !session.push(queued, self.room(live)) {
+                if !session.push(queued, self.room(message), live) {
                     self.dropped.fetch_add(1, Relaxed);
                 }
             }

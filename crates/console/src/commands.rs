@@ -101,6 +101,10 @@ fn new_command(device: DeviceId, body: NewCommandBody) -> Result<NewCommand, Pro
         return Err(Problem::invalid("method", legal));
     }
     let params = body.params.as_deref().map_or("null", RawValue::get);
+    // Whoever asks for it reads it as a value, which bounds how deep it may be.
+    if let Err(fault) = serde_json::from_str::<serde_json::Value>(params) {
+        return Err(Problem::invalid("params", fault));
+    }
     if params.len() > COMMAND_BYTES_MAX {
         return Err(Problem::invalid("params", format!("at most {COMMAND_BYTES_MAX} bytes of JSON")));
     }

@@ -73,7 +73,7 @@ impl Problem {
         let detail = format!(
             "the command may still be carried out; before it is sent again, ask /v1/commands/{command} until it is replied or expired: {reason}"
         );
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        Self::new(StatusCode::GATEWAY_TIMEOUT, detail)
     }
 
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
@@ -129,7 +129,7 @@ impl From<ActError> for Problem {
 impl From<AddCommandError> for Problem {
     fn from(error: AddCommandError) -> Self {
         match error {
-            AddCommandError::TooMany(_) => Self::conflict(error),
+            AddCommandError::TooMany(_) | AddCommandError::Child { .. } => Self::conflict(error),
             AddCommandError::Registry(error) => error.into(),
         }
     }

@@ -4,7 +4,7 @@ use dunlin_broker::{Change, Message, Publication, Published, Qos, TopicFault, ch
 use dunlin_journal::{AppendError, Batch, Journal, Partition, Topic};
 use dunlin_model::Clock;
 
-use crate::pubsub::PubSub;
+use crate::{pubsub::PubSub, topic::Route};
 
 /// Publishes in a tenant for the server itself, at least once.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ enum Way {
 pub enum AnnounceError {
     #[error("the topic {topic:?}")]
     Topic { topic: String, source: TopicFault },
+    #[error("the topic {topic:?} is reserved")]
+    Reserved { topic: String },
     #[error("the tenant has as many retained messages as it may")]
     RetainedFull,
     #[error("the journal did not take it")]
@@ -49,6 +51,9 @@ impl Announcer {
         retain: bool,
     ) -> Result<(), AnnounceError> {
         check_topic(topic).map_err(|source| AnnounceError::Topic { topic: topic.to_owned(), source })?;
+        if Route::of(topic) != Route::Message {
+            return Err(AnnounceError::Reserved { topic: topic.to_owned() });
+        }
         let published = |payload, chosen| {
             Change::Published(Publication {
                 tenant: tenant.into(),

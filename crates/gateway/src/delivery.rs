@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dunlin_broker::{Acknowledged, Change, Home, Outgoing, Qos, command_of, is_of_commands};
+use dunlin_broker::{Acknowledged, Change, Home, Outgoing, command_of, is_of_commands};
 use dunlin_journal::{Batch, Partition, Topic};
 use dunlin_model::{Slot, chain};
 use futures::task::AtomicWaker;
@@ -87,15 +87,16 @@ impl Worker {
                         Some(Outgoing::Release(packet_id)) => connection.wire.release(packet_id, true, out),
                         Some(Outgoing::Expired(number)) => done.push(number),
                         Some(Outgoing::Publish(delivery)) => {
-                            if delivery.qos == Qos::AtMostOnce && is_of_commands(&delivery.message.topic) {
-                                self.has_command(connection, &delivery.message.topic); // Nothing else says so.
-                            }
-                            // What the client cannot take is as good as delivered (MQTT 5, 3.1.2.11.4).
-                            if !connection.wire.publish(&delivery, now, out)
-                                && let Some(packet_id) = delivery.packet_id
-                                && let Acknowledged::Message(number) = outbox.acknowledge(packet_id)
-                            {
-                                done.push(number);
+                            let is_sent = connection.wire.publish(&delivery, now, out);
+                            if let Some(packet_id) = delivery.packet_id {
+                                // What the client cannot take is as good as delivered (MQTT 5, 3.1.2.11.4).
+                                if !is_sent
+                                    && let Acknowledged::Message(number) = outbox.acknowledge(packet_id)
+                                {
+                                    done.push(number);
+                                }
+                            } else if is_sent && is_of_commands(&delivery.message.topic) {
+                                self.has_command(connection, &delivery.message.topic, None); // Nothing else says so.
                             }
                         }
                     }
@@ -107,12 +108,14 @@ impl Worker {
         }
     }
 
-    /// The client has a command. The books are told before the log forgets it: a device that is sent it again knows it by
-    /// its id.
-    pub(crate) fn has_command(&self, connection: &Connection, topic: &str) {
-        let Some((device, id)) = command_of(topic) else { return };
+    /// The client has a command, which had this number if it was sent with one. The books are told before the log forgets it: a
+    /// device that is sent it again knows it by its id.
+    pub(crate) fn has_command(&self, connection: &Connection, topic: &str, number: Option<u64>) {
+        let Some((_, id)) = command_of(topic) else { return };
         let (shared, tenant) = (self.shared.clone(), connection.who.tenant.clone());
-        let (device, id) = (device.to_owned(), id.to_owned());
+        let (device, id) = (connection.who.device.clone(), id.to_owned());
+        let session = connection.session_id();
+        let number = number.filter(|_| session.is_logged());
         let reply = record::command_reply(Origin::from(&connection.who), &id, shared.clock.now(), None);
         ntex::rt::spawn(async move {
             let slot = Slot::of(&tenant, &device);
@@ -120,9 +123,11 @@ impl Worker {
             let mut batch = Batch::default();
             batch.push(&reply);
             let told = shared.journal.append(Partition::new(Topic::CommandReplies, at), batch).await;
-            let taken = Change::Taken { tenant: (*tenant).into(), device: device.into(), id: id.into() };
+            let taken = Change::Taken { tenant: (*tenant).into(), device: (*device).into(), id: id.into() };
+            let acknowledged = number.map(|number| Change::Acknowledged { session, number });
+            let changes: Vec<_> = acknowledged.into_iter().chain([taken]).collect();
             let logged = match told {
-                Ok(_) => shared.pubsub.log(&tenant, &taken).await,
+                Ok(_) => shared.pubsub.log(&tenant, &changes).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = logged {

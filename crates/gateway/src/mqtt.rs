@@ -665,10 +665,13 @@ impl Client {
                 (command.cloned(), outbox.acknowledge(packet_id))
             });
             if let Acknowledged::Message(number) = found {
-                worker.log_change(connection, &Change::Acknowledged { session: session.id, number });
-            }
-            if let Some(command) = command.filter(|_| !refused) {
-                worker.has_command(connection, &command.topic);
+                match command.filter(|_| !refused) {
+                    Some(command) => worker.has_command(connection, &command.topic, Some(number)),
+                    None => {
+                        let acknowledged = Change::Acknowledged { session: session.id, number };
+                        worker.log_change(connection, &acknowledged);
+                    }
+                }
             }
         }
         worker.deliver(connection); // There is room for another one.
@@ -998,14 +1001,22 @@ impl Client {
             });
         }
         let reply = record::check_json(payload)?;
+        // Whoever asks for it reads it as a value, which bounds how deep it may be.
+        serde_json::from_str::<serde_json::Value>(reply).map_err(|fault| Refusal {
+            code: Code::PayloadFormat,
+            reason: RejectReason::PayloadFormat,
+            detail: fault.to_string(),
+        })?;
         let origin = Origin::from(&connection.who);
         let record = record::command_reply(origin, &id, worker.appender.now(), Some(reply));
         let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
         let lane = worker.appender.lane(Topic::CommandReplies, Slot::of(origin.tenant, origin.device));
         worker.appender.record(lane, &record, None, Some((connection, number)));
-        let taken =
-            Change::Taken { tenant: origin.tenant.into(), device: origin.device.into(), id: (*id).into() };
-        worker.append_change(connection, &taken, None);
+        if connection.tenant.has_command(origin.device, &id) {
+            let (tenant, device) = (origin.tenant.into(), origin.device.into());
+            let taken = Change::Taken { tenant, device, id: (*id).into() };
+            worker.append_change(connection, &taken, None);
+        }
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use commands::Bringer;
+use commands::Carrier;
 use dunlin_broker::{Broker, Change, DamagedSnapshot, Limits, Session, is_of_commands};
 use dunlin_journal::{
     AppendError, Appended, Batch, Journal, Membership, Offset, Partition, ReadError, Topic, Turn,
@@ -178,9 +178,9 @@ impl PubSub {
         self.applied(at, offset + 1).await.map(|()| offset)
     }
 
-    /// Logs a change that nobody waits to see applied.
-    pub(crate) async fn log(&self, tenant: &str, change: &Change<'_>) -> Result<(), AppendError> {
-        self.append(self.partition_of(tenant), [change]).await?;
+    /// Logs changes that nobody waits to see applied.
+    pub(crate) async fn log(&self, tenant: &str, changes: &[Change<'_>]) -> Result<(), AppendError> {
+        self.append(self.partition_of(tenant), changes).await?;
         self.news.notify_one();
         Ok(())
     }
@@ -417,10 +417,14 @@ async fn follow(
     }
     let _gone = recovered.send(Ok(()));
     let mut duties = pubsub.journal.join(CONSUMER, Topic::Sessions);
+    let mut carrier = Carrier::join(&pubsub);
     let mut progress = pubsub.journal.progress();
     loop {
         while let Some(turn) = duties.next().now_or_never() {
             take_turn(turn, &duties, &mut places, &pubsub, &clock).await;
+        }
+        while let Some(turn) = carrier.turn().now_or_never() {
+            carrier.take_turn(turn);
         }
         let stopping = pubsub.stopping.load(Acquire);
         let mut failed = false;
@@ -438,12 +442,14 @@ async fn follow(
         if stopping {
             return;
         }
+        carrier.bring(&pubsub, &clock);
         statistics.show(&pubsub);
         let pause = if failed { PAUSE_AFTER_ERROR } else { TICK.min(pubsub.lease.beat().unwrap_or(TICK)) };
         tokio::select! {
             () = pubsub.news.notified() => {}
             Ok(()) = progress.changed(), if pubsub.has_company() && !failed => {}
             turn = duties.next() => take_turn(turn, &duties, &mut places, &pubsub, &clock).await,
+            turn = carrier.turn() => carrier.take_turn(turn),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -457,7 +463,6 @@ async fn take_turn(turn: Turn, duties: &Membership, places: &mut [Place], pubsub
         duties.release(at);
     }
     place.is_duty = matches!(turn, Turn::Given(_));
-    place.commands = Bringer::new(pubsub, at);
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub struct NewCommand {
 pub enum AddCommandError {
     #[error("device {0} has {COMMANDS_OPEN_MAX} commands that it has not replied to; wait until they expire")]
     TooMany(DeviceId),
+    #[error("device {device} is a child of {parent}, and children get no commands")]
+    Child { device: DeviceId, parent: String },
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
@@ -229,15 +231,16 @@ async fn expect_device(
     tx: &mut Transaction,
     tenant: &TenantId,
     device: &DeviceId,
-) -> Result<(), RegistryError> {
-    let found: Option<(String,)> = sql("SELECT name FROM devices WHERE tenant = $1 AND name = $2")
+) -> Result<(), AddCommandError> {
+    let found: Option<(Option<String>,)> = sql("SELECT parent FROM devices WHERE tenant = $1 AND name = $2")
         .bind(tenant.as_str())
         .bind(device.as_str())
         .fetch_optional(tx)
         .await?;
     match found {
-        Some(_) => Ok(()),
-        None => Err(RegistryError::NotFound { what: "device", name: device.to_string() }),
+        Some((None,)) => Ok(()),
+        Some((Some(parent),)) => Err(AddCommandError::Child { device: device.clone(), parent }),
+        None => Err(RegistryError::NotFound { what: "device", name: device.to_string() }.into()),
     }
 }
 

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dunlin_sim::replay::Speed;
+use serde_json::value::RawValue;
 
 pub(crate) const DATA_DEFAULT: &str = "dunlin-data";
 pub(crate) const MQTT_DEFAULT: &str = "127.0.0.1:1883";
@@ -332,8 +333,8 @@ pub(crate) enum CommandCommand {
         /// What to do, in words that the device knows
         method: String,
         /// JSON for the method [default: null]
-        #[arg(value_parser = parse_json)]
-        params: Option<serde_json::Value>,
+        #[arg(value_parser = parse_json, allow_negative_numbers = true)]
+        params: Option<Box<RawValue>>,
         /// The device is not asked any more after this time
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         expires_in: u64,
@@ -508,8 +509,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
-fn parse_json(text: &str) -> Result<serde_json::Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+fn parse_json(text: &str) -> Result<Box<RawValue>, String> {
+    RawValue::from_string(text.to_owned()).map_err(|error| format!("not JSON: {error}"))
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
@@ -540,13 +541,15 @@ mod tests {
     fn a_command_has_parameters_in_json_or_none() {
         let sent = |line: &[&str]| match Cli::try_parse_from(line) {
             Ok(Cli { command: Command::Command { command: CommandCommand::Send { params, .. }, .. } }) => {
-                Some(params)
+                Some(params.map(|params| params.get().to_owned()))
             }
             _ => None,
         };
         assert_eq!(sent(&["dunlin", "command", "send", "pump-1", "reboot"]), Some(None));
-        let with = ["dunlin", "command", "send", "pump-1", "m", r#"{"a": [1]}"#, "--wait"];
-        assert_eq!(sent(&with), Some(Some(serde_json::json!({ "a": [1] }))));
+        for params in [r#"{"b": [1.50], "a": 12345678901234567890123}"#, "-5"] {
+            let with = ["dunlin", "command", "send", "pump-1", "m", params, "--wait"];
+            assert_eq!(sent(&with), Some(Some(params.to_owned())), "as it was written");
+        }
         assert_eq!(sent(&["dunlin", "command", "send", "pump-1", "m", "{a}"]), None);
     }
 

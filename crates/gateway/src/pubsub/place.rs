@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Acquire},
+    sync::atomic::Ordering::Acquire,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,6 @@ use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     CONSUMER, PubSub, READ_BYTES_MAX, RecoverError, Standing,
-    commands::Bringer,
     snapshots::{self, Snapshot},
 };
 use crate::{company::Silence, sessions::Revoked};
@@ -28,7 +27,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 const SNAPSHOT_AFTER_RECORDS: u64 = 200_000;
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(60);
 /// How long the end of the journal may take to be known at a start, with gateways that go on meanwhile.
-const END_KNOWN_MAX: Duration = Duration::from_secs(20);
+pub(super) const END_KNOWN_MAX: Duration = Duration::from_secs(20);
 
 /// One partition of the topic.
 pub(super) struct Place {
@@ -37,7 +36,6 @@ pub(super) struct Place {
     directory: PathBuf,
     /// Of all gateways, this one writes the snapshots and says what time has brought.
     pub(super) is_duty: bool,
-    pub(super) commands: Bringer,
     silence: Silence,
     /// When this gateway said last that it is there.
     said: Option<Duration>,
@@ -86,7 +84,6 @@ impl Place {
             position,
             directory: directory.to_owned(),
             is_duty: false,
-            commands: Bringer::new(pubsub, at),
             silence: Silence::default(),
             said: None,
             saying: None,
@@ -133,15 +130,12 @@ impl Place {
 
     pub(super) async fn step(
         &mut self,
-        pubsub: &Arc<PubSub>,
+        pubsub: &PubSub,
         clock: &Clock,
         is_last: bool,
     ) -> Result<(), ReadError> {
         while self.read(pubsub, true).await? {}
         self.say(pubsub, clock, is_last).await;
-        if self.is_duty {
-            self.commands.bring(pubsub, clock);
-        }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
             self.join_late(pubsub, clock).await;

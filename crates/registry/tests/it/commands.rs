@@ -65,6 +65,13 @@ pub(crate) async fn a_device_that_is_not_there_gets_no_command(lab: &Lab) {
     let (registry, tenant, _, _) = with_device(lab).await;
     let nobody = registry.add_command(&tenant, &reboot(&"nobody".parse().unwrap())).await.unwrap_err();
     assert!(matches!(nobody, AddCommandError::Registry(RegistryError::NotFound { .. })), "{nobody}");
+
+    registry.add_device(&tenant, &named("gateway-1", true)).await.unwrap();
+    let gateway = registry.device(&tenant, &"gateway-1".parse().unwrap()).await.unwrap().unwrap();
+    let child: DeviceId = "child-1".parse().unwrap();
+    registry.children_of(&gateway, std::slice::from_ref(&child), 10).await.unwrap()[0].as_ref().unwrap();
+    let refused = registry.add_command(&tenant, &reboot(&child)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "device child-1 is a child of gateway-1, and children get no commands");
 }
 
 pub(crate) async fn a_device_has_so_many_open_commands_and_no_more(lab: &Lab) {

@@ -1,6 +1,7 @@
 use std::{path::Path, time::Duration};
 
 use reqwest::{Certificate, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
@@ -38,7 +39,7 @@ impl Client {
         Ok(self.send(self.http.get(format!("{}{path}", self.url))).await?.text().await?)
     }
 
-    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+    pub(crate) async fn post(&self, path: &str, body: &impl Serialize) -> Result<Value, Failure> {
         Ok(self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?.json().await?)
     }
 

@@ -1,8 +1,9 @@
 //! What devices are asked to do, and what came of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     client::{Client, escaped, text},
@@ -15,16 +16,27 @@ use crate::{
 
 /// Between two questions about a command that is waited for.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long the server is asked beyond the command's own time.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Serialize)]
+struct NewCommand<'c> {
+    method: &'c str,
+    /// As it was written.
+    params: Option<&'c RawValue>,
+    expires_in_seconds: u64,
+}
 
 pub(crate) async fn run(command: CommandCommand, server: Server) -> Result<(), Failure> {
     let client = Client::new(&server)?;
     match command {
         CommandCommand::Send { device, method, params, expires_in, wait } => {
-            let body = json!({ "method": method, "params": params, "expires_in_seconds": expires_in });
+            let body =
+                NewCommand { method: &method, params: params.as_deref(), expires_in_seconds: expires_in };
             let sent = client.post(&commands_path(&device), &body).await?;
             let id = text(&sent, "id")?;
             match wait {
-                true => say!("{}", reply_to(&client, &id).await?),
+                true => say!("{}", reply_to(&client, &id, Duration::from_secs(expires_in)).await?),
                 false => say!("{id}"),
             }
         }
@@ -33,10 +45,21 @@ pub(crate) async fn run(command: CommandCommand, server: Server) -> Result<(), F
     }
 }
 
-/// Waits until the device has replied, or the command has expired.
-async fn reply_to(client: &Client, id: &str) -> Result<Value, Failure> {
+/// Waits until the device has replied, or the command has expired. A server that does not answer is asked again until then.
+async fn reply_to(client: &Client, id: &str, lifetime: Duration) -> Result<Value, Failure> {
+    let asked_until = Instant::now() + lifetime + ANSWER_MAX;
     loop {
-        let command = client.get(&command_path(id)).await?;
+        let command = match client.get(&command_path(id)).await {
+            Ok(command) => command,
+            Err(_) if Instant::now() < asked_until => {
+                tokio::time::sleep(ASK_EVERY).await;
+                continue;
+            }
+            Err(failure) => {
+                let why = format!("command {id} was sent, and what came of it is not known: {failure}");
+                return Err(Failure::Failed(why));
+            }
+        };
         match text(&command, "state")?.as_str() {
             "replied" => return Ok(command["reply"].clone()),
             "expired" => {
