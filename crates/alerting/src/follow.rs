@@ -3,7 +3,7 @@ mod tests;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic};
+use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, Topic, until_grown};
 use dunlin_model::{AlertTransition, avro::Datum};
 use dunlin_registry::RegistryError;
 use tokio::sync::watch;
@@ -22,8 +22,7 @@ pub(crate) struct Follower {
 /// Large stretches cost less each, as they change many rows of one page of the registry.
 const READ_BYTES_MAX: usize = 1 << 20;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
-/// The journal's progress is that of all topics, so most of it is none of ours: no look sooner than this after one
-/// that found nothing.
+/// No look sooner than this after one that found nothing.
 const GATHER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -174,12 +173,6 @@ impl Follower {
 async fn wait(progress: &mut watch::Receiver<u64>, pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
-        // An error means the journal is gone; then only the stop is left to wait for.
-        None => {
-            tokio::time::sleep(GATHER).await;
-            if progress.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        None => until_grown(progress, GATHER).await,
     }
 }

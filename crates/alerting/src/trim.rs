@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use dunlin_model::{Clock, Timestamp};
-use dunlin_registry::Registry;
+use dunlin_registry::{Registry, trim_hourly};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
@@ -14,22 +14,9 @@ pub(crate) struct Trimmer {
     pub(crate) metrics: Metrics,
 }
 
-const TRIM_EVERY: Duration = Duration::from_secs(3_600);
-
 impl Trimmer {
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut now = self.clock.now();
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|asked| *asked) => return,
-                () = tokio::time::sleep(TRIM_EVERY) => {}
-            }
-            now = believed(now, self.clock.now());
-            tokio::select! {
-                _ = stop.wait_for(|asked| *asked) => return,
-                () = self.trim(now) => {}
-            }
-        }
+    pub(crate) async fn run(self, stop: watch::Receiver<bool>) {
+        trim_hourly(&self.clock, stop, |now| self.trim(now)).await;
     }
 
     async fn trim(&self, now: Timestamp) {
@@ -45,12 +32,6 @@ impl Trimmer {
     }
 }
 
-/// What time it is, by a clock that may have jumped since the last look an hour ago: never much more than that later.
-/// What a clock that is ahead makes look old would be gone for good.
-fn believed(last: Timestamp, now: Timestamp) -> Timestamp {
-    now.min(last + 2 * TRIM_EVERY)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -62,19 +43,7 @@ mod tests {
 
     use super::*;
 
-    const AN_HOUR: Duration = Duration::from_secs(3_600);
     const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
-
-    #[test]
-    fn a_clock_that_jumps_ahead_makes_nothing_old_and_one_that_goes_on_is_followed() {
-        let start = Timestamp::from_micros(1_700_000_000_000_000);
-        let jumped = believed(start, start + A_YEAR);
-        assert_eq!(jumped, start + 2 * AN_HOUR);
-        let back = believed(jumped, start + 2 * AN_HOUR);
-        assert_eq!(back, start + 2 * AN_HOUR);
-        assert_eq!(believed(back, back + AN_HOUR), back + AN_HOUR);
-        assert_eq!(believed(back, start), start, "a clock that went back is right, for all we know");
-    }
 
     #[tokio::test]
     async fn age_is_measured_by_the_clock() {

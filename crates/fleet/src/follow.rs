@@ -3,7 +3,7 @@ pub(crate) mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError};
+use dunlin_journal::{Entries, Journal, Offset, Partition, ReadError, until_grown};
 use dunlin_model::{CommandReply, avro::Datum, chain};
 use dunlin_registry::{Registry, RegistryError};
 use tokio::sync::watch;
@@ -24,8 +24,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// Replies recorded in one transaction.
 const REPLIES_MAX: usize = 500;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
-/// The journal's progress is that of all topics, so most of it is none of ours: no look sooner than this after one
-/// that found nothing.
+/// No look sooner than this after one that found nothing.
 const GATHER: Duration = Duration::from_millis(20);
 /// How much later than to another process something may come to this one, as when a broker of Kafka has died.
 const LATER_MAX: Duration = Duration::from_secs(20);
@@ -179,12 +178,6 @@ fn is_asked(stop: &watch::Receiver<bool>) -> bool {
 async fn wait(progress: &mut watch::Receiver<u64>, pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
-        // An error means the journal is gone; then only the stop is left to wait for.
-        None => {
-            tokio::time::sleep(GATHER).await;
-            if progress.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        None => until_grown(progress, GATHER).await,
     }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use dunlin_model::{Clock, Timestamp, chain};
-use dunlin_registry::Registry;
+use dunlin_registry::{Registry, trim_hourly};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
@@ -13,24 +13,12 @@ pub(crate) struct Trimmer {
     pub(crate) metrics: Metrics,
 }
 
-const TRIM_EVERY: Duration = Duration::from_secs(3_600);
 /// How long a command is known after it has expired.
 const KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 impl Trimmer {
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut now = self.clock.now();
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|asked| *asked) => return,
-                () = tokio::time::sleep(TRIM_EVERY) => {}
-            }
-            now = believed(now, self.clock.now());
-            tokio::select! {
-                _ = stop.wait_for(|asked| *asked) => return,
-                () = self.trim(now) => {}
-            }
-        }
+    pub(crate) async fn run(self, stop: watch::Receiver<bool>) {
+        trim_hourly(&self.clock, stop, |now| self.trim(now)).await;
     }
 
     async fn trim(&self, now: Timestamp) {
@@ -47,12 +35,6 @@ impl Trimmer {
     }
 }
 
-/// What time it is, by a clock that may have jumped since the last look an hour ago: never much more than that later.
-/// What a clock that is ahead makes look old would be gone for good.
-fn believed(last: Timestamp, now: Timestamp) -> Timestamp {
-    now.min(last + 2 * TRIM_EVERY)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -62,14 +44,6 @@ mod tests {
 
     use super::*;
     use crate::follow::tests::{registry_at, send};
-
-    #[test]
-    fn a_clock_that_jumps_ahead_makes_nothing_old() {
-        let start = Timestamp::from_micros(1_700_000_000_000_000);
-        assert_eq!(believed(start, start + 100 * KEPT), start + 2 * TRIM_EVERY);
-        assert_eq!(believed(start, start + TRIM_EVERY), start + TRIM_EVERY);
-        assert_eq!(believed(start + TRIM_EVERY, start), start);
-    }
 
     #[tokio::test]
     async fn a_command_is_forgotten_when_it_expired_long_ago() {

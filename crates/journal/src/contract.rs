@@ -1,4 +1,4 @@
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use dunlin_model::Timestamp;
@@ -72,6 +72,16 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
 
     /// Refuses new appends, lets those under way end, and makes positions durable.
     fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// Waits until the journal has grown, of which a reader that found nothing was told by `progress`. That is of all topics, and
+/// so mostly none of the reader's: it looks no sooner than `gather` from now.
+pub async fn until_grown(progress: &mut watch::Receiver<u64>, gather: Duration) {
+    tokio::time::sleep(gather).await;
+    // An error means the journal is gone; then only the stop is left to wait for.
+    if progress.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// What a journal carries. The ordinal is stored and must stay what it is.

@@ -8,7 +8,7 @@ pub mod conformance;
 
 pub use contract::{
     AppendError, Appended, Batch, Entries, Entry, Extent, Health, Journal, Offset, Partition, ReadError,
-    Recovery, Topic,
+    Recovery, Topic, until_grown,
 };
 pub use membership::{Caller, Membership, Turn};
 pub use memory::MemoryJournal;

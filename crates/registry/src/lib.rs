@@ -13,6 +13,8 @@ mod rules; // what is watched for
 
 mod alerts; // what is wrong, and who has been told
 
+mod trim; // what is forgotten, and when
+
 mod copy; // from a file into PostgreSQL
 
 mod database; // one SQL text on two databases
@@ -32,6 +34,7 @@ pub use devices::{Device, NewDevice, NoChild};
 use dunlin_model::Clock;
 pub use rules::{RuleMark, RuleMeasure, RuleVersion, StoredRule};
 pub use tokens::Token;
+pub use trim::trim_hourly;
 pub use users::{Scope, User};
 
 /// A handle; clones share the connections.
