@@ -335,7 +335,7 @@ def kafka_durable():
             f'{{"temperature":{20 + n % 1000 / 100:.2f},"humidity":40.25,"seq":{1_000_000_000 + n}'.ljust(127) + "}"
             for n in range(10_000)))
         for _ in range(ROUNDS):
-            theirs.append(kafka.perf_test(payloads, 700_000 * SECONDS))
+            theirs.append(kafka.perf_test(payloads, 1_200_000 * SECONDS))
             journal = kafka.journal()
             dunlin = Dunlin(journal)
             try:
