@@ -44,12 +44,12 @@ class House:
         self.prefix = f"roles-{SEED}-{time.monotonic_ns()}."
         self.back = self.process("store,alerting,console", "back")
 
-    def process(self, roles, member, env=None, wait=True):
+    def process(self, roles, member, env=None, wait=True, settings=""):
         config = self.kafka.config(self.prefix, telemetry_partitions=PARTITIONS, member=member, session_seconds_max=6)
         config += "[pipeline]\ncheckpoint_seconds = 2\ninflow_seconds_max = 2\n"
         config += "[alerting.flapping]\nfirings = 1000\n"
         config += f'[[alerting.channel]]\nkind = "webhook"\nname = "hook"\nurl = "{self.receiver.url}"\nprivate_network = true\n'
-        config += self.settings
+        config += self.settings + settings
         return self.platforms(config, data=self.data, roles=roles).start(env, wait)
 
     def told(self):
@@ -170,6 +170,40 @@ def test_one_that_stands_still_and_one_whose_clock_jumps_call_nobody_silent(hous
         beats.close()
         heater.disconnect()
         heater.loop_stop()
+
+
+def test_a_console_without_a_store_answers_like_one_with(houses):
+    house = houses()
+    gateway = house.process("gateway", "gateway-1")
+    house.process("pipeline", "rules-1")
+    fronts = [house.process("console", f"front-{n}", settings=f'[console]\nstore_url = "{house.back.url}"\n') for n in (1, 2)]
+    heater = connected(gateway, fronts[0].add_device("heat-0"))
+    for heat in (90, 91, 20):
+        say(heater, {"heat": heat})
+    heater.disconnect()
+    heater.loop_stop()
+    house.back.settle()
+    for front in fronts:
+        rows = front.query("SELECT heat FROM default WHERE device = 'heat-0' ORDER BY time")
+        assert [float(row["heat"]) for row in rows] == [90, 91, 20]
+        assert front.ledger()["tenants"]["default"]["stored"] == 3
+        assert [device["name"] for device in front.json("/v1/devices")["devices"]] == ["heat-0"]
+        assert json.loads(front.cli("rule", "backtest", "hot", "--since", "1h", "--json").stdout)["fired"] == 1
+        status, _, said = front.get("/v1/readings?device=heat-0&metric=heat", token="dnu_nobody")
+        assert status == 401 and b"no user's token" in said
+        status, _, said = front.request("POST", "/v1/query", b"SELECT nothing FROM nowhere", front.token())
+        assert status == 400, said
+    # A rule that is made at one console is in force, and known at the other.
+    rule = house.directory / "cold.toml"
+    rule.write_text('[[rule]]\nname = "cold"\nwhen = "heat < 10"\n')
+    fronts[0].cli("rule", "put", str(rule))
+    assert "cold" in fronts[1].cli("rule", "list").stdout
+    status, headers, _ = fronts[0].get("/v1/latest?device=heat-0")
+    assert status == 200 and headers["content-type"].startswith("application/json")
+    house.back.kill()
+    status, headers, said = fronts[0].get("/v1/latest?device=heat-0")
+    assert status == 503 and headers["Retry-After"] and b"the process with the store does not answer" in said
+    assert fronts[0].get("/v1/devices")[0] == 200
 
 
 def test_every_role_restarts_under_load(houses, tmp_path, loads):

@@ -2,6 +2,7 @@
 
 mod ask; // who asks: bearer tokens
 mod body; // how long a request may take to arrive
+mod elsewhere; // a store that another process has
 mod problem; // what a client sees when it goes wrong
 
 mod acknowledge; // by a link, without a token
@@ -29,8 +30,10 @@ use dunlin_alerting::Desk;
 use dunlin_model::{Command, DeviceId, TenantId};
 use dunlin_registry::Registry;
 use dunlin_tsdb::{Sql, Tsdb};
+pub use elsewhere::{Elsewhere, NoWay};
 use futures::future::BoxFuture;
 pub use ledger::{Disagreement, GatewayAccount, LedgerView, RulesAccount, TenantLedger};
+use problem::Problem;
 pub use rules::{Backtest, BacktestError, Firing, RuleSummary, RuleToTest, Rules};
 use serde::{Deserialize, Serialize};
 use status::Readers;
@@ -93,6 +96,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// How long the body of a request may take to arrive.
     pub request_body_seconds_max: u64,
+    /// Of a process without a store: where another one has it, and a console.
+    pub store_url: Option<String>,
     /// Whether `/metrics`, which names every tenant, is shown without a platform administrator's token.
     pub metrics_open: bool,
 }
@@ -105,6 +110,7 @@ impl Default for Config {
             query_points_max: 1_000_000,
             request_bytes_max: 1 << 20,
             request_body_seconds_max: 30,
+            store_url: None,
             metrics_open: false,
         }
     }
@@ -114,11 +120,33 @@ impl Default for Config {
 pub struct Console {
     pub config: Config,
     pub registry: Registry,
-    pub tsdb: Arc<dyn Tsdb>,
-    pub sql: Arc<dyn Sql>,
+    pub store: Store,
     pub platform: Arc<dyn Platform>,
     pub desk: Desk,
     pub rules: Arc<dyn Rules>,
+}
+
+/// Where readings are asked for.
+#[derive(Debug)]
+pub enum Store {
+    Here { tsdb: Arc<dyn Tsdb>, sql: Arc<dyn Sql> },
+    Elsewhere(Elsewhere),
+}
+
+impl Console {
+    fn tsdb(&self) -> Result<&dyn Tsdb, Problem> {
+        match &self.store {
+            Store::Here { tsdb, .. } => Ok(&**tsdb),
+            Store::Elsewhere(_) => Err(Problem::no_store("this process has no store")),
+        }
+    }
+
+    fn sql(&self) -> Result<&dyn Sql, Problem> {
+        match &self.store {
+            Store::Here { sql, .. } => Ok(&**sql),
+            Store::Elsewhere(_) => Err(Problem::no_store("this process has no store")),
+        }
+    }
 }
 
 /// What a process shows of itself that has no console.
@@ -146,16 +174,24 @@ fn readers() -> Extension<Arc<Readers>> {
 pub fn routes(console: Console) -> Router {
     let request_bytes_max = console.config.request_bytes_max;
     let patience = Duration::from_secs(console.config.request_body_seconds_max);
+    let mut of_store = Router::new()
+        .route("/v1/query", get(query::sql_by_get).post(query::sql))
+        .route("/v1/readings", get(query::readings))
+        .route("/v1/latest", get(query::latest))
+        .route("/v1/rules:backtest", post(rules::backtest_text))
+        .route("/v1/rules/{rule}/backtest", post(rules::backtest))
+        .route("/v1/ledger", get(ledger::show));
+    if let Store::Elsewhere(there) = &console.store {
+        of_store = of_store.layer(middleware::from_fn_with_state(there.clone(), elsewhere::pass_on));
+    }
     Router::new()
+        .merge(of_store)
         .route("/v1/tenants", get(tenants::list).post(tenants::add))
         .route("/v1/devices", get(devices::list).post(devices::add))
         .route("/v1/devices/{device}", get(devices::show).patch(devices::change))
         .route("/v1/devices/{device}/tokens", post(devices::add_token))
         .route("/v1/devices/{device}/commands", get(commands::list).post(commands::send))
         .route("/v1/commands/{command}", get(commands::show))
-        .route("/v1/query", get(query::sql_by_get).post(query::sql))
-        .route("/v1/readings", get(query::readings))
-        .route("/v1/latest", get(query::latest))
         .route("/v1/alerts", get(alerts::list))
         .route("/v1/alerts/preview", post(alerts::preview))
         .route("/v1/alerts/{alert}", get(alerts::show))
@@ -167,11 +203,8 @@ pub fn routes(console: Console) -> Router {
         .route("/v1/notifications/{key}/retry", post(notifications::retry))
         .route("/v1/notifications/{key}/alerts", get(notifications::carried))
         .route("/v1/rules", get(rules::list).put(rules::put))
-        .route("/v1/rules:backtest", post(rules::backtest_text))
         .route("/v1/rules/{rule}", get(rules::show).patch(rules::change).delete(rules::delete))
-        .route("/v1/rules/{rule}/backtest", post(rules::backtest))
         .route("/v1/rules/{rule}/marks", post(rules::mark))
-        .route("/v1/ledger", get(ledger::show))
         .route("/v1/status", get(status::show))
         .route("/metrics", get(status::metrics::<Arc<Console>>).layer(readers()))
         .route("/healthz", get(status::healthz))

@@ -63,6 +63,15 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    /// It may be there at another time, or elsewhere.
+    pub(crate) fn no_store(detail: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    pub(crate) fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than console.request_bytes_max")
+    }
+
     /// Nothing of it is left.
     pub(crate) fn not_sent(reason: &str) -> Self {
         let detail = format!("the command was not sent, and will not be carried out: {reason}");
@@ -152,7 +161,7 @@ impl From<BacktestError> for Problem {
     fn from(error: BacktestError) -> Self {
         match error {
             BacktestError::Rule(words) => Self::invalid("rule", words),
-            BacktestError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, error),
+            BacktestError::Busy | BacktestError::NoStore => Self::new(StatusCode::SERVICE_UNAVAILABLE, error),
             BacktestError::Query(error) => error.into(),
         }
     }

@@ -74,7 +74,7 @@ async fn answer(
         Format::Csv | Format::Json => console.config.sql_rows_max,
     };
     let limits = SqlLimits { rows_max, timeout: Duration::from_secs(console.config.sql_timeout_seconds) };
-    let SqlResult { schema, mut batches } = console.sql.sql(&user.tenant, statement, limits).await?;
+    let SqlResult { schema, mut batches } = console.sql()?.sql(&user.tenant, statement, limits).await?;
 
     if let Format::Table = format {
         let mut all: Vec<RecordBatch> = batches.try_collect().await?;
@@ -233,7 +233,7 @@ pub(crate) async fn readings(
         step,
         points_max: console.config.query_points_max,
     };
-    let series = console.tsdb.query(&user.tenant, query).await?;
+    let series = console.tsdb()?.query(&user.tenant, query).await?;
     let view = series.into_iter().map(|s| SeriesView {
         device: s.device,
         metric: s.metric,
@@ -270,7 +270,7 @@ pub(crate) async fn latest(
     let devices: Vec<String> =
         query.device.iter().flat_map(|list| list.split(',')).map(str::to_owned).collect();
     let limit = query.limit.unwrap_or(LATEST_ROWS_MAX).min(LATEST_ROWS_MAX);
-    let latest = console.tsdb.latest(&user.tenant, &devices, limit).await?;
+    let latest = console.tsdb()?.latest(&user.tenant, &devices, limit).await?;
     let view = latest.into_iter().map(|l| LatestView {
         device: l.device,
         metric: l.metric,

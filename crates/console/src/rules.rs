@@ -46,6 +46,8 @@ pub enum BacktestError {
     Rule(String),
     #[error("as many back-tests as may run at once are running; try again later")]
     Busy,
+    #[error("this process has no store")]
+    NoStore,
     #[error(transparent)]
     Query(#[from] QueryError),
 }

@@ -198,6 +198,18 @@ impl Api {
     }
 
     async fn with(config: Config) -> Self {
+        let tsdb = Arc::new(MemoryTsdb::open(Default::default(), None));
+        Self::asking(config, Store::Here { tsdb, sql: Arc::new(CannedSql) }).await
+    }
+
+    /// Without a store.
+    async fn beside(url: &str) -> Self {
+        let config = Config { store_url: Some(url.to_owned()), ..Config::default() };
+        let there = Elsewhere::new(&config).unwrap();
+        Self::asking(config, Store::Elsewhere(there)).await
+    }
+
+    async fn asking(config: Config, store: Store) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::new(|| Timestamp::from_micros(1_700_000_000_000_000));
         let registry = Registry::open_file(&dir.path().join("registry.db"), clock.clone()).await.unwrap();
@@ -211,8 +223,7 @@ impl Api {
         let routes = routes(Console {
             config,
             registry: registry.clone(),
-            tsdb: Arc::new(MemoryTsdb::open(Default::default(), None)),
-            sql: Arc::new(CannedSql),
+            store,
             platform: quiet.clone(),
             desk: Desk::new(&Default::default(), clock, "secret"),
             rules: rules.clone(),
@@ -783,4 +794,36 @@ async fn a_backtest_is_held_against_what_people_said_and_stays_with_the_rule() {
     assert_eq!(json("POST", "/v1/rules/nobodys/backtest?from=1&to=2", "").await.0, 404);
     assert_eq!(json("POST", "/v1/rules/from-file/backtest?from=2&to=1", "").await.0, 400);
     assert_eq!(json("POST", "/v1/rules:backtest?from=1&to=2", "new").await.1["fired"], 2);
+}
+
+#[tokio::test]
+async fn a_store_that_is_elsewhere_is_asked_there_and_not_in_a_circle() {
+    let store = Api::new().await;
+    let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", door.local_addr().unwrap());
+    let routes = store.routes.clone();
+    tokio::spawn(async move { axum::serve(door, routes).await });
+    let front = Api::beside(&url).await;
+    // The store has users of its own here; processes share a registry.
+    let (status, body) = front.ask(&front.platform, "GET", "/v1/latest", "").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "{body}");
+    let (status, _) = front.ask(&store.platform, "GET", "/v1/latest", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, csv) = front.ask(&store.platform, "POST", "/v1/query?format=csv", "2").await;
+    assert_eq!((status, csv.lines().count() > 0), (StatusCode::OK, true), "{csv}");
+    let (status, _) = front.ask(&front.platform, "GET", "/v1/devices", "").await;
+    assert_eq!(status, StatusCode::OK, "what needs no store is answered here");
+
+    let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let circle = Api::beside(&format!("http://{}", door.local_addr().unwrap())).await;
+    let routes = circle.routes.clone();
+    tokio::spawn(async move { axum::serve(door, routes).await });
+    let (status, body) = circle.ask(&circle.platform, "GET", "/v1/latest", "").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains("names a process that has no store itself"), "{body}");
+
+    let nowhere = Api::beside("http://127.0.0.1:9").await;
+    let (status, body) = nowhere.ask(&nowhere.platform, "GET", "/v1/latest", "").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains("the process with the store does not answer"), "{body}");
 }

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// What this process does: all, or some of `gateway`, `pipeline`, `store`, `alerting`, `console`.
+    /// What this process does: all, or some of `gateway`, `pipeline`, `store`, `alerting`, `fleet`, `console`.
     pub(crate) roles: Roles,
     /// Where everything is kept. Relative directories below are relative to it.
     pub(crate) data: PathBuf,
@@ -135,6 +135,9 @@ impl Config {
         self.alerting.check().map_err(|e| invalid(&e))?;
         let is_shared = matches!(self.journal, JournalChoice::Kafka(_));
         self.roles.check(is_shared).map_err(Failure::Invalid)?;
+        if self.roles.has(Role::Console) && !self.roles.has(Role::Store) {
+            dunlin_console::Elsewhere::new(&self.console).map_err(|e| invalid(&e))?;
+        }
         bounds::check(self)?;
         for (name, address) in
             [("mqtt", &self.mqtt), ("http", &self.http), ("https.address", &self.https.address)]

@@ -66,11 +66,6 @@ impl Roles {
         if !self.are_all() && !is_shared_journal {
             return Err("a process with some of the roles needs a journal that others reach: journal.kind = \"kafka\"".into());
         }
-        if self.has(Role::Console) && !self.has(Role::Store) {
-            return Err(
-                "the role console needs the role store in the same process: the store is on its disk".into(),
-            );
-        }
         Ok(())
     }
 }
@@ -86,13 +81,13 @@ mod tests {
         let said = |roles: &[Role], shared| Roles(roles.into()).check(shared).unwrap_err();
         assert!(said(&[], true).contains("at least one"));
         assert!(said(&[Gateway], false).contains("kafka"));
-        assert!(said(&[Console], true).contains("store"));
         for roles in [
             &[Gateway][..],
             &[Pipeline],
             &[Store],
             &[Alerting],
             &[Fleet],
+            &[Console],
             &[Store, Console],
             &[Gateway, Pipeline],
         ] {

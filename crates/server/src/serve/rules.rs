@@ -30,7 +30,8 @@ const PAGE_DEVICES: u32 = 1_000;
 pub(crate) struct ServerRules {
     dir: PathBuf,
     registry: Registry,
-    tsdb: Arc<dyn Tsdb>,
+    /// Of a process that has the store; back-tests of another one are passed on.
+    tsdb: Option<Arc<dyn Tsdb>>,
     files: Mutex<RuleSet>,
     /// Of a process that has the rules running; another one finds out by itself.
     in_force: Option<RulesInForce>,
@@ -44,7 +45,7 @@ impl ServerRules {
         dir: PathBuf,
         files: RuleSet,
         registry: Registry,
-        tsdb: Arc<dyn Tsdb>,
+        tsdb: Option<Arc<dyn Tsdb>>,
         in_force: Option<RulesInForce>,
     ) -> Self {
         Self {
@@ -213,7 +214,8 @@ impl Rules for ServerRules {
             let _turn = self.backtests.try_acquire().map_err(|_| BacktestError::Busy)?;
             let device_types = self.device_types(tenant, &rule).await?;
             let range = backtest::Range { tenant, from, to, device_types: &device_types };
-            let report = backtest::run(&rule, &*self.tsdb, &range, BacktestLimits::default()).await?;
+            let tsdb = self.tsdb.as_ref().ok_or(BacktestError::NoStore)?;
+            let report = backtest::run(&rule, &**tsdb, &range, BacktestLimits::default()).await?;
             Ok(Backtest {
                 records: report.records,
                 readings: report.readings,

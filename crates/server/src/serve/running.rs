@@ -5,7 +5,7 @@ use std::{
 };
 
 use dunlin_alerting::{Alerting, Desk, Publisher};
-use dunlin_console::{Console, Vitals};
+use dunlin_console::{Console, Elsewhere, Store, Vitals};
 use dunlin_fleet::Fleet;
 use dunlin_gateway::{Announcer, Door, Gateway, Tls};
 use dunlin_journal::Journal;
@@ -56,7 +56,7 @@ struct Stores {
 pub(crate) struct Running {
     stores: Stores,
     turns: Turns,
-    store: Option<Store>,
+    store: Option<Storing>,
     pipeline: Option<Pipeline>,
     rules: Option<Arc<ServerRules>>,
     /// Looks after the rules of others.
@@ -72,7 +72,7 @@ pub(crate) struct Running {
 }
 
 /// What the role store does.
-struct Store {
+struct Storing {
     rejected: RejectedCounter,
     writer: StoreWriter,
 }
@@ -129,7 +129,7 @@ impl Running {
                 clock.clone(),
                 &mut metrics,
             )?;
-            store = Some(Store { rejected, writer });
+            store = Some(Storing { rejected, writer });
         }
         let mut pipeline = None;
         let (near, mut rule_count) = (Arc::new(GatewayInflow::default()), 0);
@@ -208,16 +208,23 @@ impl Running {
         let in_force = pipeline.as_ref().map(Pipeline::rules);
         let mut in_console = None;
         let mut following = None;
-        let mut routes = match stores.tsdb.clone().filter(|_| has(Role::Console)) {
-            Some(tsdb) => {
-                let rules = Arc::new(ServerRules::new(
-                    config.rules.clone(),
-                    rules,
-                    registry.clone(),
-                    tsdb.clone(),
-                    in_force,
-                ));
+        // Another process may have a console, too, and change rules there.
+        if let Some(in_force) = in_force.clone().filter(|_| !config.roles.are_all()) {
+            let following_rules = rules::follow(config.rules.clone(), registry.clone(), in_force);
+            following = Some(tokio::spawn(following_rules));
+        }
+        let mut routes = match has(Role::Console) {
+            true => {
+                let tsdb = stores.tsdb.clone().map(|tsdb| tsdb as Arc<dyn Tsdb>);
+                let (dir, of_rules) = (config.rules.clone(), registry.clone());
+                let rules = Arc::new(ServerRules::new(dir, rules, of_rules, tsdb, in_force));
                 in_console = Some(rules.clone());
+                let store = match stores.tsdb.clone() {
+                    Some(tsdb) => Store::Here { tsdb: tsdb.clone(), sql: tsdb },
+                    None => Store::Elsewhere(
+                        Elsewhere::new(&config.console).map_err(|error| Failure::Invalid(chain(&error)))?,
+                    ),
+                };
                 let desk = match &alerting {
                     Some(alerting) => alerting.desk(),
                     None => Desk::of_another(&config.alerting, &registry, clock.clone()).await?,
@@ -225,20 +232,13 @@ impl Running {
                 dunlin_console::routes(Console {
                     config: config.console,
                     registry,
-                    tsdb: tsdb.clone(),
-                    sql: tsdb,
+                    store,
                     platform,
                     desk,
                     rules,
                 })
             }
-            None => {
-                if let Some(in_force) = in_force {
-                    let following_rules = rules::follow(config.rules.clone(), registry.clone(), in_force);
-                    following = Some(tokio::spawn(following_rules));
-                }
-                dunlin_console::vitals(Vitals { config: config.console, registry, platform })
-            }
+            false => dunlin_console::vitals(Vitals { config: config.console, registry, platform }),
         };
         if let Some(gateway) = &gateway {
             routes = gateway.http_routes().merge(routes);
@@ -351,7 +351,7 @@ impl Running {
         }
         // Only the store writer still has something to say to another: the counter of what was rejected.
         let written = async {
-            let Some(Store { rejected, writer }) = self.store else { return };
+            let Some(Storing { rejected, writer }) = self.store else { return };
             ending.of("store writer", CONSUMERS_ENDED_BY, writer.stop()).await;
             ending.of("count of rejected", CONSUMERS_ENDED_BY, rejected.stop()).await;
         };
