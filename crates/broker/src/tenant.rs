@@ -226,7 +226,7 @@ impl Tenant {
     }
 
     /// Whether a command waits until its device has it.
-    pub fn has_command(&self, device: &str, id: &str) -> bool {
+    pub fn holds_command(&self, device: &str, id: &str) -> bool {
         self.read().commands.get(&command_topic(device, id)).is_some()
     }
 

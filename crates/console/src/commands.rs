@@ -14,7 +14,12 @@ use dunlin_registry::{NewCommand, StoredCommand};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::{Console, NotSent, ask::Asker, devices::to_the_end, problem::Problem};
+use crate::{
+    Console, NotSent,
+    ask::Asker,
+    devices::{Page, to_the_end},
+    problem::Problem,
+};
 
 /// Each may bring its parameters and a reply.
 const PAGE_COMMANDS_MAX: u32 = 100;
@@ -132,14 +137,6 @@ pub(crate) async fn show(
     let command = console.registry.command(&user.tenant, &id).await?;
     let command = command.ok_or_else(|| Problem::not_found("command", &id))?;
     Ok(Json(view(command, console.desk.now())?))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Page {
-    /// Commands that were sent before this one.
-    after: Option<String>,
-    limit: Option<u32>,
 }
 
 #[derive(Serialize)]

@@ -168,9 +168,9 @@ pub(crate) async fn to_the_end<T: Send + 'static>(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Page {
-    /// Names after this one.
-    after: Option<String>,
-    limit: Option<u32>,
+    /// What comes behind this one in the list.
+    pub(crate) after: Option<String>,
+    pub(crate) limit: Option<u32>,
 }
 
 #[derive(Serialize)]

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use axum::{
-    body::{Body, to_bytes},
-    extract::{Request, State},
+    body::{Body, Bytes},
+    extract::{FromRequest, Request, State},
     http::{HeaderName, header},
     middleware::Next,
     response::Response,
@@ -28,7 +28,6 @@ pub struct Elsewhere {
     /// Without a slash at its end.
     url: String,
     http: reqwest::Client,
-    request_bytes_max: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +53,7 @@ impl Elsewhere {
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Self { url, http, request_bytes_max: config.request_bytes_max })
+        Ok(Self { url, http })
     }
 }
 
@@ -64,15 +63,15 @@ pub(crate) async fn pass_on(
     request: Request,
     _here: Next,
 ) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
-    if parts.headers.contains_key(&PASSED_ON) {
+    if request.headers().contains_key(&PASSED_ON) {
         return Err(Problem::no_store("console.store_url names a process that has no store itself"));
     }
-    let body = to_bytes(body, there.request_bytes_max).await.map_err(|_| Problem::too_large())?;
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut question = there.http.request(parts.method, format!("{}{path}", there.url)).body(body);
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let (method, headers) = (request.method().clone(), request.headers().clone());
+    let body = Bytes::from_request(request, &()).await?;
+    let mut question = there.http.request(method, format!("{}{path}", there.url)).body(body);
     for name in ASKED {
-        if let Some(value) = parts.headers.get(&name) {
+        if let Some(value) = headers.get(&name) {
             question = question.header(name, value);
         }
     }

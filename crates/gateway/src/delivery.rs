@@ -96,7 +96,7 @@ impl Worker {
                                     done.push(number);
                                 }
                             } else if is_sent && is_of_commands(&delivery.message.topic) {
-                                self.has_command(connection, &delivery.message.topic, None); // Nothing else says so.
+                                self.command_taken(connection, &delivery.message.topic, None); // Nothing else says so.
                             }
                         }
                     }
@@ -110,7 +110,7 @@ impl Worker {
 
     /// The client has a command, which had this number if it was sent with one. The books are told before the log forgets it: a
     /// device that is sent it again knows it by its id.
-    pub(crate) fn has_command(&self, connection: &Connection, topic: &str, number: Option<u64>) {
+    pub(crate) fn command_taken(&self, connection: &Connection, topic: &str, number: Option<u64>) {
         let Some((_, id)) = command_of(topic) else { return };
         let (shared, tenant) = (self.shared.clone(), connection.who.tenant.clone());
         let (device, id) = (connection.who.device.clone(), id.to_owned());

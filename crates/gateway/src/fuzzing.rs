@@ -270,7 +270,7 @@ fn telemetry(data: &[u8]) {
 
 /// Any JSON, kept as it came.
 fn event(data: &[u8]) {
-    match record::check_json(data) {
+    match record::check_event(data) {
         Err(fault) => check_fault(&fault),
         Ok(detail) => {
             assert_eq!(detail.as_bytes(), data);

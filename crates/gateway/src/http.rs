@@ -104,7 +104,7 @@ async fn child_telemetry(
 async fn events(door: Door, body: Body) -> Result<Response, Problem> {
     const SOURCE: &str = "/v1/events";
     let payload = door.whole(SOURCE, body).await?;
-    let detail = match record::check_json(&payload) {
+    let detail = match record::check_event(&payload) {
         Ok(detail) => detail,
         Err(fault) => return Err(door.reject(SOURCE, &payload, fault).await),
     };

@@ -666,7 +666,7 @@ impl Client {
             });
             if let Acknowledged::Message(number) = found {
                 match command.filter(|_| !refused) {
-                    Some(command) => worker.has_command(connection, &command.topic, Some(number)),
+                    Some(command) => worker.command_taken(connection, &command.topic, Some(number)),
                     None => {
                         let acknowledged = Change::Acknowledged { session: session.id, number };
                         worker.log_change(connection, &acknowledged);
@@ -973,7 +973,7 @@ impl Client {
     fn event(&self, worker: &Worker, publish: &Publish, payload: &[u8]) -> Result<(), Refusal> {
         let connection = &self.connection;
         self.check_size(worker, payload)?;
-        let detail = record::check_json(payload)?;
+        let detail = record::check_event(payload)?;
         let now = worker.appender.now();
         let event = record::event(Origin::from(&connection.who), EventKind::Reported, detail.to_owned(), now);
         let slot = Slot::of(&connection.who.tenant, &connection.who.device);
@@ -1000,19 +1000,13 @@ impl Client {
                 detail: format!("a reply has at most {COMMAND_BYTES_MAX} bytes, this one has {bytes}"),
             });
         }
-        let reply = record::check_json(payload)?;
-        // Whoever asks for it reads it as a value, which bounds how deep it may be.
-        serde_json::from_str::<serde_json::Value>(reply).map_err(|fault| Refusal {
-            code: Code::PayloadFormat,
-            reason: RejectReason::PayloadFormat,
-            detail: fault.to_string(),
-        })?;
+        let reply = record::check_reply(payload)?;
         let origin = Origin::from(&connection.who);
         let record = record::command_reply(origin, &id, worker.appender.now(), Some(reply));
         let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
         let lane = worker.appender.lane(Topic::CommandReplies, Slot::of(origin.tenant, origin.device));
         worker.appender.record(lane, &record, None, Some((connection, number)));
-        if connection.tenant.has_command(origin.device, &id) {
+        if connection.tenant.holds_command(origin.device, &id) {
             let (tenant, device) = (origin.tenant.into(), origin.device.into());
             let taken = Change::Taken { tenant, device, id: (*id).into() };
             worker.append_change(connection, &taken, None);

@@ -147,11 +147,19 @@ pub(crate) fn command_reply(origin: Origin<'_>, id: &str, at: Timestamp, reply: 
     .encode()
 }
 
-/// An event that a device reports, or what it replies to a command: any JSON.
-pub(crate) fn check_json(payload: &[u8]) -> Result<&str, Fault> {
+/// An event that a device reports: any JSON.
+pub(crate) fn check_event(payload: &[u8]) -> Result<&str, Fault> {
+    check::<serde::de::IgnoredAny>(payload)
+}
+
+/// What a device replies to a command. Whoever asks for it reads it as a value, which bounds how deep it may be.
+pub(crate) fn check_reply(payload: &[u8]) -> Result<&str, Fault> {
+    check::<serde_json::Value>(payload)
+}
+
+fn check<'p, T: serde::Deserialize<'p>>(payload: &'p [u8]) -> Result<&'p str, Fault> {
     let text = std::str::from_utf8(payload)
         .map_err(|e| Fault::new(RejectReason::PayloadFormat, "", format_args!("not UTF-8: {e}")))?;
-    serde_json::from_str::<serde::de::IgnoredAny>(text)
-        .map_err(|e| Fault::new(RejectReason::PayloadFormat, "", e))?;
+    serde_json::from_str::<T>(text).map_err(|e| Fault::new(RejectReason::PayloadFormat, "", e))?;
     Ok(text)
 }

@@ -78,11 +78,6 @@ impl CommandState {
             Self::Expired => "expired",
         }
     }
-
-    /// Whether nothing more is waited for.
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Replied | Self::Expired)
-    }
 }
 
 /// Names a command within its tenant; a part of an MQTT topic.
