@@ -75,7 +75,7 @@ pub(crate) fn prepare(
             is_created = true;
         }
     }
-    check(admin, config, places)
+    check(admin, config, places, deadline)
 }
 
 #[derive(Debug)]
@@ -169,23 +169,49 @@ fn create(admin: &Admin, config: &Config, missing: &[Missing]) -> Result<(), Ope
     Ok(())
 }
 
-fn check(admin: &Admin, config: &Config, places: &Places) -> Result<AllFacts, OpenError> {
+fn check(admin: &Admin, config: &Config, places: &Places, deadline: Instant) -> Result<AllFacts, OpenError> {
     let names: Vec<(Topic, String)> = Topic::ALL.iter().map(|t| (*t, config.topic_name(*t))).collect();
+    let described = loop {
+        let described = describe(admin, config, &names)?;
+        let Some(unknown) = described.iter().position(|resource| resource.entries.is_empty()) else {
+            break described;
+        };
+        if Instant::now() >= deadline {
+            let name = &names[unknown].1;
+            let reason =
+                format!("a broker says nothing of {name}; may this user describe its configuration?");
+            return Err(OpenError::Kafka { operation: "describe topics", reason });
+        }
+        thread::sleep(PAUSE); // The one that was asked has not heard of the topic yet.
+    };
+    let mut facts = AllFacts::new();
+    for (described, (topic, name)) in described.iter().zip(&names) {
+        facts.insert(*topic, judge(described, config, name)?);
+    }
+    debug_assert!(places.row().iter().all(|place| facts.contains_key(&place.at.topic)));
+    Ok(facts)
+}
+
+/// In the order of the names. Of a topic that the broker does not know or does not show, rdkafka drops the error and
+/// returns no settings.
+fn describe(
+    admin: &Admin,
+    config: &Config,
+    names: &[(Topic, String)],
+) -> Result<Vec<ConfigResource>, OpenError> {
     let of_topics: Vec<_> = names.iter().map(|(_, name)| ResourceSpecifier::Topic(name)).collect();
     let options = AdminOptions::new().request_timeout(Some(config.request_timeout()));
     let described =
         block_on(admin.describe_configs(&of_topics, &options)).map_err(failed("describe topics"))?;
-    let mut facts = AllFacts::new();
-    for (described, (topic, name)) in described.into_iter().zip(&names) {
+    let named = described.into_iter().zip(names).map(|(described, (_, name))| {
         let described = described.map_err(|code| OpenError::Kafka {
             operation: "describe topics",
             reason: format!("{name}: {code}"),
         })?;
         debug_assert_eq!(described.specifier, OwnedResourceSpecifier::Topic(name.clone()));
-        facts.insert(*topic, judge(&described, config, name)?);
-    }
-    debug_assert!(places.row().iter().all(|place| facts.contains_key(&place.at.topic)));
-    Ok(facts)
+        Ok(described)
+    });
+    named.collect()
 }
 
 fn judge(described: &ConfigResource, config: &Config, name: &str) -> Result<Facts, OpenError> {

@@ -38,4 +38,4 @@ pub use pipeline::{
 pub use rejected::{RejectedCounter, RejectedCounts, RejectedView};
 pub use rules::{RuleProblem, RuleSet};
 pub use sampling::{NotCritical, SamplingConfig};
-pub use store::{CONSUMER as STORE, StoreConfig, StorePartition, StoreStatus, StoreView, StoreWriter};
+pub use store::{CONSUMER as STORE, StoreConfig, StoreStatus, StoreView, StoreWriter};

@@ -81,23 +81,15 @@ pub struct StoreWriter {
 
 #[derive(Debug, Clone, Default)]
 pub struct StoreStatus {
-    /// By partition.
-    pub partitions: Vec<StorePartition>,
-    /// Records read since the start, by tenant.
-    pub read: BTreeMap<String, u64>,
-    /// Those of them that were in the journal before the start, by tenant.
+    /// Records that were in the journal before the start and were handed to the store since, by tenant. Counted before
+    /// the store has them: whoever asks it first and then looks here finds no fewer.
     pub backlog: BTreeMap<String, u64>,
+    /// Those not handed to it yet; whose they are shows when they are.
+    pub unread: u64,
     /// Records that could not be decoded, since the start; their bytes are in `rejected`.
     pub undecodable: u64,
     /// Why nothing moves or nothing becomes durable, if so.
     pub stalled: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StorePartition {
-    pub position: Offset,
-    /// Records in the journal that the store has not seen.
-    pub lag: u64,
 }
 
 type Shown = Arc<Mutex<StoreStatus>>;
@@ -130,12 +122,18 @@ impl StoreWriter {
     ) -> Result<Self, StartError> {
         let copies = Snapshots::dir(dir);
         fs::create_dir_all(&copies).map_err(|source| StartError::Directory { path: copies, source })?;
-        let shown = Shown::default();
+        let partitions =
+            (0..journal.partitions(Topic::Telemetry)).map(|n| Partition::new(Topic::Telemetry, n));
+        let backlog_ends: Vec<Offset> = partitions.clone().map(|at| journal.extent(at).next).collect();
+        let unread_of = |(at, end): (Partition, &Offset)| {
+            let position = tsdb.position(at).unwrap_or_default().max(journal.extent(at).oldest);
+            end.0.saturating_sub(position.0)
+        };
+        let unread = partitions.zip(&backlog_ends).map(unread_of).sum();
+        let shown = Shown::new(Mutex::new(StoreStatus { unread, ..StoreStatus::default() }));
         let view = StoreView { shown: shown.clone(), tsdb: tsdb.clone() };
         let metrics = Metrics::new(registry);
         let nice = config.nice;
-        let end_of = |index| journal.extent(Partition::new(Topic::Telemetry, index)).next;
-        let backlog_ends = (0..journal.partitions(Topic::Telemetry)).map(end_of).collect();
         let writer = Writer {
             partitions: Vec::new(),
             backlog_ends,
@@ -191,6 +189,13 @@ struct Place {
     copies: RecentIds,
     keeper: Keeper,
     committed: Offset,
+}
+
+impl Place {
+    /// Records from `position` on that were in the journal before the start.
+    fn backlog_from(&self, position: Offset) -> u64 {
+        self.backlog_end.0.saturating_sub(position.0)
+    }
 }
 
 /// A stretch was not written; why.
@@ -284,6 +289,8 @@ impl Writer {
                     let missed = oldest.0.saturating_sub(position.0);
                     tracing::error!(partition = %at, missed, %oldest, "the retention took records before they were stored");
                     self.partitions[n].position = oldest;
+                    let of = |p: &Place| p.backlog_from(p.position.max(self.journal.extent(p.at).oldest));
+                    lock(&self.shown).unread = self.partitions.iter().map(of).sum();
                 }
                 Err(error) => return Err(Failed(chain(&error))),
             }
@@ -337,22 +344,21 @@ impl Writer {
             let to = Partition::new(Topic::Rejected, 0);
             self.journal.append(to, undecodable).await.map_err(|error| Failed(chain(&error)))?;
         }
+        // Those that were in the journal before the start come first.
+        let passed = place.backlog_from(place.position) - place.backlog_from(next);
+        let counted = Counted::before_write(&self.shown, |status| {
+            status.undecodable += bad;
+            status.unread = status.unread.saturating_sub(passed);
+            add_by_tenant(&mut status.backlog, &records[..backlog]);
+        });
         self.tsdb
             .write(Write { partition: place.at, records: &records, next })
             .map_err(|error| Failed(chain(&error)))?;
+        counted.stands();
         place.position = next;
         self.metrics.records.inc_by(records.len() as u64);
         self.metrics.undecodable.inc_by(bad);
-        self.count(&records, backlog, bad);
         Ok(())
-    }
-
-    /// The first `backlog` of the records were in the journal before the start.
-    fn count(&self, records: &[StoredRecord<'_>], backlog: usize, undecodable: u64) {
-        let mut shown = lock(&self.shown);
-        shown.undecodable += undecodable;
-        add_by_tenant(&mut shown.read, records);
-        add_by_tenant(&mut shown.backlog, &records[..backlog]);
     }
 
     /// Where the store says it is, with the copies that a later record could be of.
@@ -472,17 +478,37 @@ impl Writer {
     }
 
     fn show(&self, stalled: Option<String>) {
-        let mut lag_total = 0;
-        let partitions = self.partitions.iter().map(|place| {
-            let lag = self.journal.extent(place.at).next.0.saturating_sub(place.position.0);
-            lag_total += lag;
-            StorePartition { position: place.position, lag }
-        });
-        let partitions = partitions.collect();
-        let mut shown = lock(&self.shown);
-        shown.partitions = partitions;
-        shown.stalled = stalled;
-        self.metrics.lag.set(lag_total as i64);
+        lock(&self.shown).stalled = stalled;
+        self.metrics.lag.set(self.lag() as i64);
+    }
+}
+
+/// What is counted before the store has it, so that nobody finds it there uncounted. Taken back if the store fails or
+/// breaks.
+struct Counted<'a> {
+    shown: &'a Shown,
+    before: Option<StoreStatus>,
+}
+
+impl<'a> Counted<'a> {
+    fn before_write(shown: &'a Shown, count: impl FnOnce(&mut StoreStatus)) -> Self {
+        let mut status = lock(shown);
+        let before = Some(status.clone());
+        count(&mut status);
+        drop(status);
+        Self { shown, before }
+    }
+
+    fn stands(mut self) {
+        self.before = None;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            *lock(self.shown) = before;
+        }
     }
 }
 

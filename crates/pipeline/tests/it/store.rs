@@ -1,6 +1,14 @@
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
+};
+
 use dunlin_model::{RejectReason, Rejected, TenantId};
-use dunlin_pipeline::{StoreConfig, StoreWriter};
-use dunlin_tsdb::{MemoryDisk, MemoryTsdb, Tsdb};
+use dunlin_pipeline::{StoreConfig, StoreView, StoreWriter};
+use dunlin_tsdb::{
+    Counts, Latest, MemoryDisk, MemoryTsdb, Outcome, Query, QueryError, Series, StoreError, Tsdb, Write,
+};
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
@@ -81,4 +89,101 @@ async fn an_unreadable_record_goes_to_rejected_with_its_bytes() {
     assert_eq!(rejected[0].reason, RejectReason::Unprocessable);
     assert_eq!(rejected[0].payload, b"\xff\xfe not a record");
     assert_eq!(rejected[0].source, "store:telemetry/0@0");
+}
+
+/// A store that compares the writer's account with its own whenever it is written to, and breaks a few times.
+#[derive(Debug)]
+struct Suspicious {
+    inner: MemoryTsdb,
+    of_writer: OnceLock<StoreView>,
+    /// What it was told and what is to come must be this many together.
+    total: u64,
+    breaks_left: AtomicU32,
+    writes: AtomicU32,
+}
+
+impl Suspicious {
+    fn look(&self) {
+        let read: u64 = self.counts().values().map(Counts::read).sum();
+        let status = self.of_writer.wait().status();
+        let told = status.backlog.values().sum::<u64>();
+        assert!(told >= read, "{read} in the store, {told} counted");
+        assert_eq!(told + status.unread, self.total);
+    }
+}
+
+impl Tsdb for Suspicious {
+    fn position(&self, at: Partition) -> Option<Offset> {
+        self.inner.position(at)
+    }
+
+    fn write(&self, write: Write<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
+        self.look();
+        let less = |left: u32| left.checked_sub(1);
+        if self.breaks_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+            panic!("a bug of the store");
+        }
+        let written = self.inner.write(write);
+        self.look();
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        written
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.flush()
+    }
+
+    fn stalled(&self) -> Option<String> {
+        self.inner.stalled()
+    }
+
+    fn durable_positions(&self) -> Vec<(Partition, Offset)> {
+        self.inner.durable_positions()
+    }
+
+    fn counts(&self) -> std::collections::BTreeMap<TenantId, Counts> {
+        self.inner.counts()
+    }
+
+    fn latest<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        devices: &'a [String],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Latest>, QueryError>> {
+        self.inner.latest(tenant, devices, limit)
+    }
+
+    fn query<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        query: Query,
+    ) -> BoxFuture<'a, Result<Vec<Series>, QueryError>> {
+        self.inner.query(tenant, query)
+    }
+}
+
+#[tokio::test]
+async fn what_was_there_before_is_accounted_for_at_every_moment() {
+    let (journal, dir) = (journal(), tempdir());
+    let records: Vec<_> = (0..10).map(|n| reading("d", n, n as f64)).collect();
+    append(&journal, &records).await;
+    let tsdb = Arc::new(Suspicious {
+        inner: MemoryTsdb::open(MemoryDisk::default(), None),
+        of_writer: OnceLock::new(),
+        total: 10,
+        breaks_left: 2.into(),
+        writes: 0.into(),
+    });
+    let config = StoreConfig { gather_millis: 1, write_records_max: 3, ..StoreConfig::default() };
+    let metrics = &mut Registry::default();
+    let writer =
+        StoreWriter::start(config, journal.clone(), tsdb.clone(), dir.path(), still(), metrics).unwrap();
+    assert_eq!(writer.view().status().unread, 10);
+    tsdb.of_writer.set(writer.view()).unwrap();
+    until("all is stored", || tsdb.position(TELEMETRY) == Some(Offset(10))).await;
+    let status = writer.view().status();
+    assert_eq!((status.unread, status.backlog["default"]), (0, 10));
+    writer.stop().await;
+    assert_eq!(tsdb.writes.load(Ordering::SeqCst), 4);
 }

@@ -67,7 +67,6 @@ impl Ledger {
         let gateway_before = counters.gateway.map(GatewayView::accounts).unwrap_or_default();
         let position_before = position(counters);
         let laid_aside = counters.journal.extent(REJECTED).next;
-        let unread = self.unread_backlog(counters);
         let gone = self.gone.passed(counters.tsdb);
         let stored = counters.tsdb.counts();
         let store = counters.store.status();
@@ -116,12 +115,12 @@ impl Ledger {
             Some(_) => None,
             None => Some(journaled.saturating_sub(position_after)),
         };
-        if unread > 0 || elsewhere.is_some_and(|records| records > 0) {
+        if store.unread > 0 || elsewhere.is_some_and(|records| records > 0) {
             tenants.entry(self.backlog_of.clone()).or_default();
         }
         for (tenant, ledger) in &mut tenants {
             let before = self.read.get(tenant.as_str()).copied().unwrap_or(0);
-            let unread = if *tenant == self.backlog_of { unread } else { 0 };
+            let unread = if *tenant == self.backlog_of { store.unread } else { 0 };
             let backlog = store.backlog.get(tenant).copied().unwrap_or(0) + unread;
             let read = ledger.stored + ledger.duplicate + ledger.expired + ledger.sampled;
             let accepted = before + backlog + ledger.gateway.accepted;
@@ -155,15 +154,6 @@ impl Ledger {
         }
         let gone = Some(self.gone.records());
         LedgerView { balanced: problems.is_empty(), problems, gone, tenants }
-    }
-
-    /// Records that were in the journal at the start and that the store has not read yet.
-    fn unread_backlog(&self, counters: Counters<'_>) -> u64 {
-        let of = |(at, end): (Partition, &u64)| {
-            let position = counters.tsdb.position(at).map_or(0, |offset| offset.0);
-            end.saturating_sub(position.max(counters.journal.extent(at).oldest.0))
-        };
-        partitions(counters.journal).zip(&self.ends).map(of).sum()
     }
 }
 
