@@ -12,6 +12,7 @@
 
 mod clock; // how far a device's clock is from the server's
 mod device; // one device: its order, its rules, what is next
+mod due; // when something is due for which device
 mod groups; // devices of a group, counted
 mod index; // which rules look at a reading
 mod name; // compared for every record
@@ -27,6 +28,7 @@ use std::{
 };
 
 use device::{Device, NOT_DUE, Out, start_of, step_of};
+use due::{Due, Dues};
 use dunlin_journal::Offset;
 use dunlin_model::{AlertTransition, Record, Timestamp};
 use groups::Groups;
@@ -169,7 +171,7 @@ pub struct Engine {
     ahead: Ahead,
     /// When something is due for a device, in steps of receive time. Entries that the device has outdated stay until
     /// they come up.
-    due: BinaryHeap<Reverse<Due>>,
+    due: Dues,
     /// Devices by when they were heard, as it was when they were entered: one that was heard since goes back when it
     /// comes up. So the first that was not is the one that was silent longest.
     by_silence: BinaryHeap<Reverse<(Timestamp, u64, u32)>>,
@@ -238,14 +240,6 @@ impl Ahead {
     }
 }
 
-/// The hash makes the order independent of where a device is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Due {
-    step: i64,
-    hash: u64,
-    device: u32,
-}
-
 impl Engine {
     pub fn new(limits: Limits, rules: &RuleSet) -> Self {
         let copies = RecentIds::new(limits.copies);
@@ -258,7 +252,7 @@ impl Engine {
             free: Vec::new(),
             by_name: HashTable::new(),
             ahead: Ahead::default(),
-            due: BinaryHeap::new(),
+            due: Dues::default(),
             by_silence: BinaryHeap::new(),
             groups: Groups::default(),
             changed: Changed::default(),
@@ -286,16 +280,13 @@ impl Engine {
         self.ahead.slots.clear();
         self.ahead.taken = 0;
         // One thing after the other for all of them: what has to be waited for is then waited for together.
-        let hashes = records.take(BLOCK).map(|record| device_hash(record.tenant, record.device));
-        let hashes: SmallVec<[u64; BLOCK]> = hashes.collect();
-        for hash in hashes {
+        let hashed = |record: &'a Record<'r>| (device_hash(record.tenant, record.device), record);
+        let records: SmallVec<[_; BLOCK]> = records.take(BLOCK).map(hashed).collect();
+        self.copies.look_ahead(&records);
+        for (hash, _) in records {
             self.ahead.slots.push(self.by_name.find(hash, |of| of.may_be(hash)).map(|of| of.slot));
         }
-        let slots = || self.ahead.slots.iter().flatten();
-        let devices = || slots().filter_map(|slot| self.devices[*slot as usize].as_ref());
-        let near = devices().map(Device::touch).fold(0, |a, b| a ^ b);
-        let far = devices().map(Device::touch_more).fold(0, |a, b| a ^ b);
-        std::hint::black_box((near, far));
+        touch_all(&self.devices, self.ahead.slots.iter().flatten().copied());
     }
 
     /// Takes in the next record; what it brings about is added to `out`.
@@ -388,7 +379,7 @@ impl Engine {
 
     /// When silence next brings something about, by the server's clock.
     pub fn next_due(&self) -> Option<Timestamp> {
-        let due = self.due.peek().map(|due| start_of(due.0.step));
+        let due = Some(self.due.next()).filter(|step| *step != NOT_DUE).map(start_of);
         let counts = self.index.has_groups() && self.groups.up_to() > Timestamp::MIN;
         let count = counts.then(|| self.groups.next_step() + self.waits.group);
         due.into_iter().chain(count).min()
@@ -513,7 +504,7 @@ impl Engine {
         let devices = &self.devices;
         let is_there = |slot: u32, hash: u64| devices[slot as usize].as_ref().is_some_and(|d| d.hash == hash);
         if self.due.len() > entries_max {
-            self.due.retain(|Reverse(due)| {
+            self.due.retain(|due| {
                 is_there(due.device, due.hash)
                     && devices[due.device as usize].as_ref().is_some_and(|d| d.queued == due.step)
             });
@@ -540,16 +531,29 @@ impl Engine {
         let Some(device) = &mut self.devices[slot as usize] else { return };
         if let Some(step) = device.due(&self.index, &self.waits, device.queued - 1) {
             device.queued = step;
-            self.due.push(Reverse(Due { step, hash: device.hash, device: slot }));
+            self.due.push(Due { step, hash: device.hash, device: slot });
         }
     }
 
+    /// What is due by now: for most records, nothing.
     #[inline]
     fn run_due(&mut self, out: &mut Vec<AlertTransition>) {
-        // Step by step over all devices: what is counted together is counted at one time.
         let now = step_of(self.newest_received);
-        while let Some(Reverse(due)) = self.due.peek().copied().filter(|d| d.0.step <= now) {
-            self.due.pop();
+        if self.due.next() <= now {
+            self.run_due_up_to(now, out);
+        }
+    }
+
+    /// Step by step over all devices: what is counted together is counted at one time.
+    #[inline(never)]
+    fn run_due_up_to(&mut self, now: i64, out: &mut Vec<AlertTransition>) {
+        let mut done = 0;
+        while let Some(due) = self.due.pop(now) {
+            if done % BLOCK == 0 {
+                let coming = self.due.coming(BLOCK).iter().map(|due| due.device);
+                touch_all(&self.devices, coming);
+            }
+            done += 1;
             if self.is_current(due) {
                 if self.index.has_groups() {
                     // Something may have been due long ago: that turns no clock back.
@@ -637,6 +641,14 @@ impl Engine {
             None => self.accounts.entry(tenant.into()).or_default().add(fate),
         }
     }
+}
+
+/// Brings devices near, and what they point to.
+fn touch_all(devices: &[Option<Device>], slots: impl Iterator<Item = u32> + Clone) {
+    let them = || slots.clone().filter_map(|slot| devices[slot as usize].as_ref());
+    let near = them().map(Device::touch).fold(0, |a, b| a ^ b);
+    let far = them().map(Device::touch_more).fold(0, |a, b| a ^ b);
+    std::hint::black_box((near, far));
 }
 
 #[cfg(test)]

@@ -137,6 +137,19 @@ impl Ring {
         found.map(|(_, sighting)| Sighting(sighting))
     }
 
+    /// Reads what the next push reads, and a search if there is to be one.
+    pub(super) fn touch(&self, is_searched: bool) -> u64 {
+        let slots = self.slots();
+        let (tags, kept) = self.words.split_at(slots / TAGS);
+        let next = if self.len() < slots { self.slot(self.len()) } else { usize::from(self.oldest) };
+        let of = |words: &[u64], at: usize| words.get(at).copied().unwrap_or_default();
+        let pushed = of(tags, next / TAGS) ^ of(kept, 2 * next);
+        match is_searched {
+            true => tags.iter().step_by(GROUP).fold(pushed, |a, b| a ^ b),
+            false => pushed,
+        }
+    }
+
     /// Oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Sighting)> {
         (0..self.len()).map(|rank| self.get(rank))

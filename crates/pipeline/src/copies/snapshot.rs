@@ -262,6 +262,7 @@ fn device(rest: &mut &[u8], ids: &mut RecentIds) -> Result<(), Unusable> {
             ids.len += 1;
         }
     }
+    device.untimed = if device.contents.len() > 0 { CONTENTS_MAX as u16 } else { 0 };
     let packets = device.packets.iter().collect::<Vec<_>>();
     let since_early = packets.iter().rev().position(|(_, sighting)| sighting.is_early());
     device.early = since_early.map_or(0, |after| (PACKETS_MAX - after) as u16);

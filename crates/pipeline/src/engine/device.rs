@@ -101,6 +101,11 @@ impl Held {
         self.time.cmp(&other.time).then_with(|| self.content().cmp(&other.content())).is_gt()
     }
 
+    fn touch(&self) -> u64 {
+        let last = self.readings.last().map_or(0, |(metric, _)| *metric);
+        self.time.as_micros() as u64 ^ u64::from(last)
+    }
+
     fn content(&self) -> u64 {
         let mut hash = Xxh3::new();
         for (metric, value) in &self.readings {
@@ -642,9 +647,9 @@ impl Device {
 
     /// Reads what it needs of what the device points to.
     pub(super) fn touch_more(&self) -> u64 {
-        let time = |held: Option<&Held>| held.map_or(0, |held| held.time.as_micros() as u64);
         let windows = self.windows.iter().take(4).map(Fixed::touch);
-        windows.fold(time(self.held.front()) ^ time(self.held.back()), |a, b| a ^ b)
+        let held = [self.held.front(), self.held.back()].into_iter().flatten().map(Held::touch);
+        windows.chain(held).fold(0, |a, b| a ^ b)
     }
 
     /// Panes and readings that windows keep.

@@ -2,7 +2,6 @@
 //! replayed, not migrated.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     sync::Arc,
 };
@@ -13,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::{
-    Account, Changed, Due, Engine, Limits,
+    Account, Changed, Engine, Limits,
     clock::DeviceClock,
     device::{Cell, Device, Held, NOT_DUE, RuleWords},
+    due::Due,
     groups::{Groups, GroupsState},
 };
 use crate::{
@@ -237,7 +237,7 @@ impl Engine {
         let queued = kept.queued;
         let slot = self.place(device);
         if queued != NOT_DUE {
-            self.due.push(Reverse(Due { step: queued, hash, device: slot }));
+            self.due.push(Due { step: queued, hash, device: slot });
         }
         self.schedule(slot);
         Some(())
