@@ -61,6 +61,8 @@ pub struct GatewayAccount {
     pub accepted: u64,
     /// Events that devices sent.
     pub events: u64,
+    /// Replies to commands.
+    pub replies: u64,
     pub rejected: BTreeMap<String, u64>,
     /// Not acknowledged because the journal could not take it.
     pub failed: u64,

@@ -13,7 +13,7 @@ use std::{
 
 use dunlin_model::{RejectReason, TenantId};
 
-/// `received = accepted + events + rejected + failed + in_flight`, in records since the start of the process.
+/// `received = accepted + events + replies + rejected + failed + in_flight`, in records since the start of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Account {
     pub received: u64,
@@ -21,6 +21,8 @@ pub struct Account {
     pub accepted: u64,
     /// Events, sent by devices, that are durable.
     pub events: u64,
+    /// Replies to commands, sent by devices, that are durable.
+    pub replies: u64,
     /// Refused messages whose original bytes are durable.
     pub rejected: BTreeMap<RejectReason, u64>,
     /// The journal failed: never acknowledged, and not known to be in the log.
@@ -34,6 +36,7 @@ pub struct Account {
 pub(crate) enum Class {
     Telemetry,
     Event,
+    Reply,
     Rejected(RejectReason),
 }
 
@@ -43,6 +46,7 @@ pub(crate) struct TenantAccount {
     received: AtomicU64,
     accepted: AtomicU64,
     events: AtomicU64,
+    replies: AtomicU64,
     rejected: [AtomicU64; RejectReason::ALL.len()],
     failed: AtomicU64,
     /// How often access was taken from one of its devices.
@@ -59,6 +63,7 @@ impl TenantAccount {
         let counter = match class {
             Class::Telemetry => &self.accepted,
             Class::Event => &self.events,
+            Class::Reply => &self.replies,
             Class::Rejected(reason) => &self.rejected[reason as usize],
         };
         counter.fetch_add(records, Release);
@@ -92,6 +97,7 @@ impl TenantAccount {
     /// `received` is read last: what has ended was received before, so nothing is ever in flight below zero.
     fn snapshot(&self) -> Account {
         let (accepted, events) = (self.accepted.load(Acquire), self.events.load(Acquire));
+        let replies = self.replies.load(Acquire);
         let rejected: BTreeMap<_, _> = RejectReason::ALL
             .into_iter()
             .map(|reason| (reason, self.rejected[reason as usize].load(Acquire)))
@@ -99,8 +105,9 @@ impl TenantAccount {
             .collect();
         let failed = self.failed.load(Acquire);
         let received = self.received.load(Relaxed);
-        let ended = accepted + events + failed + rejected.values().sum::<u64>();
-        Account { received, accepted, events, rejected, failed, in_flight: received.saturating_sub(ended) }
+        let ended = accepted + events + replies + failed + rejected.values().sum::<u64>();
+        let in_flight = received.saturating_sub(ended);
+        Account { received, accepted, events, replies, rejected, failed, in_flight }
     }
 }
 

@@ -1005,7 +1005,8 @@ impl Client {
         let record = record::command_reply(origin, &id, worker.appender.now(), Some(reply));
         let number = publish.packet_id.map(|id| connection.expect(Some(id), publish.qos));
         let lane = worker.appender.lane(Topic::CommandReplies, Slot::of(origin.tenant, origin.device));
-        worker.appender.record(lane, &record, None, Some((connection, number)));
+        let counted = Some((&connection.account, Class::Reply));
+        worker.appender.record(lane, &record, counted, Some((connection, number)));
         if connection.tenant.holds_command(origin.device, &id) {
             let (tenant, device) = (origin.tenant.into(), origin.device.into());
             let taken = Change::Taken { tenant, device, id: (*id).into() };

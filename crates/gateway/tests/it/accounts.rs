@@ -13,12 +13,13 @@ async fn every_record_is_accounted_for() {
     all.extend(publish(5, 1, 2, "v1/telemetry", b"no"));
     all.extend(publish(5, 1, 3, "v1/nowhere", b"{\"a\":1}"));
     all.extend(publish(5, 1, 4, "v1/events", b"{}"));
+    all.extend(publish(5, 1, 5, "v1/commands/c1/reply", b"{\"done\":true}"));
     client.send(&all).await;
-    for id in 1..=4 {
+    for id in 1..=5 {
         assert_eq!(client.packet().await.unwrap()[3], id);
     }
     let account = lab.account();
-    assert_eq!((account.received, account.accepted, account.events), (7, 4, 1));
+    assert_eq!((account.received, account.accepted, account.events, account.replies), (8, 4, 1, 1));
     assert_eq!((account.failed, account.in_flight), (0, 0));
     assert_eq!(
         account.rejected,
@@ -27,12 +28,12 @@ async fn every_record_is_accounted_for() {
 
     lab.gate(Gate::Closed);
     let before = lab.arrived();
-    client.send(&publish(5, 1, 5, "v1/telemetry", b"{\"a\":1}")).await;
+    client.send(&publish(5, 1, 6, "v1/telemetry", b"{\"a\":1}")).await;
     lab.arrivals(before + 1).await;
     assert_eq!(lab.account().in_flight, 1);
     assert_eq!(lab.gateway.view().oldest_under_way(), Timestamp::from_millis(NOW_MILLIS));
     lab.gate(Gate::Open);
-    assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 5]);
+    assert_eq!(client.packet().await.unwrap(), [0x40, 2, 0, 6]);
     assert_eq!(lab.account().in_flight, 0);
 
     assert_eq!(lab.gateway.view().oldest_under_way(), None);

@@ -198,6 +198,7 @@ fn gateway_account(account: &Account) -> GatewayAccount {
         received: account.received,
         accepted: account.accepted,
         events: account.events,
+        replies: account.replies,
         rejected: account.rejected.iter().map(|(reason, n)| (reason.as_str().to_owned(), *n)).collect(),
         failed: account.failed,
         in_flight: account.in_flight,
