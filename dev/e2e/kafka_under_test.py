@@ -63,7 +63,7 @@ class Kafka:
             script("stop", str(self.directory))
 
 
-def script(*arguments, timeout=120, env=None):
+def script(*arguments, timeout=300, env=None):
     run = subprocess.run(
         [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | (env or {})
     )

@@ -38,7 +38,7 @@ class MailServer:
         if login:
             # aiosmtpd knows of STARTTLS alone that it is TLS.
             options |= {"authenticator": self.authenticate, "auth_required": True, "auth_require_tls": tls == "starttls"}
-        self.controller = Controller(self, hostname="127.0.0.1", port=free_port(), **options)
+        self.controller = Controller(self, hostname="127.0.0.1", port=free_port(), ready_timeout=60, **options)
         self.controller.start()
         self.port = self.controller.port
 

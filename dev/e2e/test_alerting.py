@@ -163,7 +163,7 @@ def test_mail_goes_by_tls_with_a_login_or_not_at_all(platforms, receivers, tmp_p
 
 def test_a_mail_server_that_hangs_after_the_mail_is_tried_again_and_delays_nobody(platforms, receivers):
     server, hook = receivers(MailServer()), receivers(WebhookReceiver())
-    platform = start(platforms, mail_channel(server, timeout_seconds=2) + RETRY
+    platform = start(platforms, mail_channel(server, timeout_seconds=4) + RETRY
                      + channel("webhook", "hook", url=hook.url, private_network=True))
     server.answers = ["hang", "hang"]
     devices = [Device(platform, f"d{n}") for n in range(3)]
@@ -243,8 +243,8 @@ def test_what_an_alert_tells_comes_in_order_also_around_digests(platforms, recei
 def test_a_webhook_receiver_that_fails_hangs_and_comes_back_gets_all_of_it_once(platforms, receivers, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("whsec_" + base64.b64encode(b"0123456789abcdef").decode() + "\n")
-    good, bad = receivers(WebhookReceiver()), receivers(WebhookReceiver())
-    hook = {"private_network": True, "timeout_seconds": 1}
+    good, bad = receivers(WebhookReceiver()), receivers(WebhookReceiver(patience=10))
+    hook = {"private_network": True, "timeout_seconds": 5}
     platform = start(platforms, channel("webhook", "bad", url=bad.url, secret_file=str(secret), **hook)
                      + channel("webhook", "good", url=good.url, **hook) + RETRY)
     bad.answers = [503, 503, "hang", 500]
@@ -404,7 +404,7 @@ def test_an_escalation_ends_with_an_acknowledgement(platforms, receivers):
     first, second = receivers(WebhookReceiver()), receivers(WebhookReceiver())
     config = channel("webhook", "first", url=first.url, private_network=True)
     config += channel("webhook", "second", url=second.url, private_network=True)
-    config += '[[alerting.policy]]\nname = "on-call"\nstep = [{ tell = ["first"], wait_seconds = 6 }, { tell = ["second"] }]\n'
+    config += '[[alerting.policy]]\nname = "on-call"\nstep = [{ tell = ["first"], wait_seconds = 12 }, { tell = ["second"] }]\n'
     config += '[[alerting.route]]\nmatch = ["severity=critical"]\npolicy = "on-call"\n'
     platform = start(platforms, config)
     a, b = Device(platform, "a"), Device(platform, "b")
@@ -421,7 +421,7 @@ def test_a_maintenance_window_keeps_quiet_and_tells_what_fires_still_at_its_end(
     hook = receivers(WebhookReceiver())
     platform = start(platforms, channel("webhook", "hook", url=hook.url, private_network=True))
     short, long = Device(platform, "press-7"), Device(platform, "press-8")
-    window = platform.cli("silence", "add", "device=~press-.*", "--duration", "8s", "--every", "1d").stdout.strip()
+    window = platform.cli("silence", "add", "device=~press-.*", "--duration", "15s", "--every", "1d").stdout.strip()
     short.heats(), long.heats(), short.cools()
     over = the_alert(platform, device="press-7", state="resolved")
     assert [(what, state) for _, what, state, _ in told(platform, over)] == [("fired", "suppressed"), ("resolved", "suppressed")]
@@ -444,7 +444,7 @@ def test_a_snoozed_alert_is_told_again_if_it_fires_still(platforms, receivers):
     a.heats(), b.heats()
     until("told", lambda: len(hook.taken) >= 2)
     for device in "ab":
-        platform.cli("alerts", "snooze", the_alert(platform, device=device)["fingerprint"], "--for", "6s", "--by", "ada")
+        platform.cli("alerts", "snooze", the_alert(platform, device=device)["fingerprint"], "--for", "15s", "--by", "ada")
     b.cools()
     until("the end is told", lambda: ("b", "resolved") in [(x["device"], x["what"]) for x in hook.bodies()])
     until("told again", lambda: "reminded" in [body["what"] for body in hook.bodies()])
@@ -456,7 +456,7 @@ def test_a_snoozed_alert_is_told_again_if_it_fires_still(platforms, receivers):
 def test_alerts_alike_are_told_together(platforms, receivers):
     hook = receivers(WebhookReceiver())
     config = channel("webhook", "hook", url=hook.url, private_network=True)
-    config += '[[alerting.route]]\ntell = ["hook"]\ngroup_by = ["rule"]\ngroup_seconds = 4\n'
+    config += '[[alerting.route]]\ntell = ["hook"]\ngroup_by = ["rule"]\ngroup_seconds = 8\n'
     rules = HOT + '[[rule]]\nname = "too-wet"\nwhen = "humidity > 80"\n'
     platform = start(platforms, config, rules)
     devices = [Device(platform, f"d{n}") for n in range(3)]
@@ -476,7 +476,7 @@ def test_alerts_alike_are_told_together(platforms, receivers):
 
 def test_a_person_has_one_budget_for_all_ways(platforms, receivers):
     server, hook = receivers(MailServer()), receivers(WebhookReceiver())
-    config = "[alerting]\ndigest_seconds = 5\n" + mail_channel(server)
+    config = "[alerting]\ndigest_seconds = 12\n" + mail_channel(server)
     config += channel("webhook", "hook", url=hook.url, private_network=True)
     config += '[[alerting.person]]\nname = "ada"\nbudget = { burst = 3, per_hour = 1 }\n'
     config += 'reach = [{ channel = "mail", to = "ada@example.com" }, { channel = "hook" }]\n'
@@ -535,7 +535,7 @@ def test_a_gateway_that_is_down_silences_its_children(platforms, receivers):
 
 def test_flapping_is_told_once(platforms, receivers):
     hook = receivers(WebhookReceiver())
-    config = "[alerting.flapping]\nfirings = 3\nwithin_seconds = 600\nquiet_seconds = 3\n"
+    config = "[alerting.flapping]\nfirings = 3\nwithin_seconds = 600\nquiet_seconds = 8\n"
     platform = start(platforms, config + channel("webhook", "hook", url=hook.url, private_network=True))
     device = Device(platform, "press-7")
     for _ in range(8):

@@ -166,13 +166,14 @@ def test_a_publish_that_is_swallowed_is_sent_again_and_stored_once(platform):
 def test_subscribers_that_do_not_read_cost_a_bounded_part_and_disturb_nobody(platforms):
     platform = platforms("[gateway.pubsub]\nqueue_messages_max = 500\nqueue_bytes_max = 2097152\n").start()
     reader, writer = platform.add_device("reader"), platform.add_device("writer")
-    deaf = [connected(platform.mqtt_port, reader, client_id=b"deaf%d" % n, receive_buffer=4096) for n in range(20)]
+    patient = {"keep_alive": 3_600}
+    deaf = [connected(platform.mqtt_port, reader, client_id=b"deaf%d" % n, receive_buffer=4096, **patient) for n in range(20)]
     # Reads, and acknowledges nothing.
-    mute = [connected(platform.mqtt_port, reader, client_id=b"mute%d" % n, clean=False) for n in range(20)]
-    good = connected(platform.mqtt_port, reader, client_id=b"good")
+    mute = [connected(platform.mqtt_port, reader, client_id=b"mute%d" % n, clean=False, **patient) for n in range(20)]
+    good = connected(platform.mqtt_port, reader, client_id=b"good", **patient)
     for client in [*deaf, *mute, good]:
         assert client.asks(subscribe("news"))[0] == 0x90
-    source = connected(platform.mqtt_port, writer)
+    source = connected(platform.mqtt_port, writer, **patient)
     before = resident_mib(platform.process)
     payload = b"x" * 20_000
     most = 0
@@ -194,7 +195,7 @@ def test_subscribers_that_do_not_read_cost_a_bounded_part_and_disturb_nobody(pla
         client.close()
     until("they are gone", lambda: platform.metric("dunlin_gateway_connections") == 2)
     healthy = Healthy(platform)
-    time.sleep(1)
+    until("others go on", lambda: healthy.acked > 100)
     healthy.finish()
 
 
@@ -222,7 +223,7 @@ def test_ten_thousand_silent_connections_are_cut_off_and_others_come_in(platform
     waiting = {client.fileno(): client for client in silent}
     for descriptor in waiting:
         poller.register(descriptor, select.POLLIN | select.POLLHUP)
-    end = time.monotonic() + HANDSHAKE_SECONDS + 10
+    end = time.monotonic() + HANDSHAKE_SECONDS + 60
     while waiting and time.monotonic() < end:
         for descriptor, _ in poller.poll(1_000):
             poller.unregister(descriptor)
@@ -247,7 +248,7 @@ def test_half_a_request_is_not_waited_for(platform):
             client.sendall(data)
             open_ones[client] = what
     assert platform.request("POST", "/v1/telemetry", b'{"a": 1}', token)[0] == 200
-    end = time.monotonic() + HANDSHAKE_SECONDS + 10
+    end = time.monotonic() + HANDSHAKE_SECONDS + 60
     while open_ones and time.monotonic() < end:
         for client in select.select(list(open_ones), [], [], 1)[0]:
             if not client.recv(4096):
@@ -281,11 +282,11 @@ def test_a_peer_that_vanished_is_given_up(platform):
     """Half open: the other side is gone and has not said so. Its keep-alive tells."""
     token = platform.add_device("vanishing")
     with Proxy(platform.mqtt_port) as network:
-        peers = [connected(network.port, token, client_id=b"v%d" % number, keep_alive=2) for number in range(20)]
+        peers = [connected(network.port, token, client_id=b"v%d" % number, keep_alive=6) for number in range(20)]
         network.swallow_up = network.swallow_down = True
         network.forget_connections()
         assert platform.metric("dunlin_gateway_connections") == len(peers)
-        until("they are given up", lambda: platform.metric("dunlin_gateway_connections") == 0, 10)
+        until("they are given up", lambda: platform.metric("dunlin_gateway_connections") == 0)
 
 
 # Strangers
@@ -408,6 +409,8 @@ def test_a_door_without_descriptors_waits_and_opens_again(platforms, many_descri
     platform = platforms().start()
     token = platform.add_device("late")
     kept = connected(platform.mqtt_port, token, client_id=b"kept")
+    # The journal has its file before there are none.
+    assert platform.request("POST", "/v1/telemetry", b'{"a": 0}', token)[0] == 200
     used = len(os.listdir(f"/proc/{platform.process.pid}/fd"))
     run("prlimit", "--pid", str(platform.process.pid), f"--nofile={used + 60}:{used + 60}")
     crowd = []
@@ -432,8 +435,8 @@ def test_a_door_without_descriptors_waits_and_opens_again(platforms, many_descri
         except (OSError, TypeError):
             return False
 
-    until("the door opens again", comes_in, 30)
-    assert platform.request("POST", "/v1/telemetry", b'{"a": 1}', token)[0] == 200
+    until("the door opens again", comes_in)
+    until("and takes readings", lambda: platform.request("POST", "/v1/telemetry", b'{"a": 1}', token)[0] == 200)
     assert platform.process.poll() is None
 
 
@@ -464,9 +467,9 @@ def test_a_tenth_of_a_core_is_slow_and_loses_nothing(platform, tmp_path, loads):
     devices = add_devices(platform)
     with Group("cpu", cfs_quota_us=10_000) as group:
         group.takes(platform.process)
-        load = Load(platform, tmp_path, devices, 10, "--rate", "3000", "--window", "32")
+        load = Load(platform, tmp_path, devices, 10, "--rate", "3000", "--window", "32", drain="150s")
         loads.append(load)
-        load.process.wait(180)
+        load.process.wait(400)
     report = load.finish()
     assert report["unknown"] == 0, report
     check_nothing_lost(platform, tmp_path, [load.record])

@@ -70,7 +70,7 @@ def test_a_sync_that_fails_once(platforms, tmp_path, shim, loads):
     trigger = tmp_path / "trigger"
     platform = platforms().start(env=failing_sync(shim, trigger, 1))
     devices = add_devices(platform)
-    load = Load(platform, tmp_path, devices, 5, "--rate", "1000", "--window", "32")
+    load = Load(platform, tmp_path, devices, 15, "--rate", "1000", "--window", "32")
     loads.append(load)
     until("some load", lambda: platform.ledger()["tenants"].get("default", {}).get("accepted", 0) > 500)
     trigger.touch()
@@ -136,7 +136,7 @@ def test_a_full_disk(platforms, tmp_path, small_disk, loads):
         assert status // 100 == 2, (status, body)
         return None
 
-    problem = until("HTTP says that the disk is full", refused)
+    problem = until("HTTP says that the disk is full", refused, 240)
     assert b"space" in problem.lower() or b"full" in problem.lower(), problem
     assert refusal_reason(platform, token) == 0x97
     assert session_refusal(platform, token) == 0x97, "a session that should outlive its connection has no place"

@@ -10,7 +10,7 @@ def test_flink_says_of_expressions_what_the_rules_say():
     jobs = subprocess.run([HERE.parent / "setup.sh", "flink"], check=True, capture_output=True, text=True).stdout.strip()
     command = ["java", "-Xmx1g", "--add-opens", "java.base/java.util=ALL-UNNAMED", "--add-opens", "java.base/java.lang=ALL-UNNAMED"]
     command += ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", f"{jobs}/*:{jobs}", "Expressions", str(ALIKE)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     rules = dict(line.split("\t") for line in ALIKE.read_text().splitlines() if line and line[0] not in "#>")
     flink = dict(line.split("\t") for line in run.stdout.splitlines())

@@ -30,8 +30,8 @@ frontend devices
   default_backend gateways
 backend gateways
   balance roundrobin
-  option redispatch
-  default-server check inter 500 fall 1 rise 1 on-marked-down shutdown-sessions
+  option redispatch 1
+  default-server check inter 500 fall 3 rise 1 on-marked-down shutdown-sessions
   server one 127.0.0.1:{one}
   server two 127.0.0.1:{two}
 """
@@ -178,6 +178,8 @@ def test_a_client_goes_from_one_gateway_to_the_other(company, clients):
     for n in range(6):
         sender.publish("steps", str(n), qos=n % 3)
         at[-1].hears(("steps", str(n)))
+        # Answered, so what it answered before has gone, too.
+        at[-1].publish("noted", str(n))
         at.append(clients((n + 1) % 2, "walker", token))
         until("the first is told why", lambda: at[-2].goodbyes)
         assert at[-2].goodbyes == [TAKEN_OVER] and at[-1].present
@@ -190,7 +192,8 @@ def test_a_client_goes_from_one_gateway_to_the_other(company, clients):
     back = clients(1, "walker", token)
     back.hears(*(("steps", str(n)) for n in range(6, 20)))
     assert [payload for _, payload in back.messages] == [str(n) for n in range(6, 20)]
-    fleeting = [clients(n, "fleeting", token, clean=True) for n in (0, 1)]
+    # Of a session that nobody keeps the log learns after the answer: to subscribe waits for it.
+    fleeting = [clients(n, "fleeting", token, clean=True).subscribe("anything") for n in (0, 1)]
     until("the first is told why", lambda: fleeting[0].goodbyes)
     assert fleeting[0].goodbyes == [TAKEN_OVER] and not fleeting[1].goodbyes
     assert not clients(1, "fleeting", token).present
@@ -234,7 +237,8 @@ def test_a_gateway_that_stands_still_is_gone_and_its_clients_go_on(company, clie
         first.process.send_signal(signal.SIGCONT)
     assert first.process.wait(60) == 5, first.log()[-2000:]
     assert "go on without this one" in first.log()
-    assert ("end", "gone") in witness.messages and not stuck.messages
+    witness.hears(("end", "gone"))
+    assert not stuck.messages
     assert not moved.goodbyes
     first.start()
     again = clients(0, "walker", token)
@@ -249,7 +253,7 @@ def test_gateways_die_and_restart_under_load_and_nothing_is_lost(company, client
     pipeline = company.process("pipeline", "rules-1")
     with balancer(company.gateways, tmp_path) as front:
         company.mqtt_port = front
-        load = Load(company, tmp_path, add_devices(company.back, 24), 40, "--rate", "1500", "--window", "16")
+        load = Load(company, tmp_path, add_devices(company.back, 24), 75, "--rate", "1500", "--window", "16")
         loads.append(load)
         token = company.back.add_device("reader")
         clients(front, "reader", token).subscribe("talk", qos=2).close()

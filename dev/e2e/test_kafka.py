@@ -71,7 +71,7 @@ def test_others_read_what_devices_publish(kafkas, platforms, prefix):
         groups = kafka.tool("consumer.group.ConsumerGroupCommand", "--describe", "--group", f"{prefix}consumer.pipeline")
         return re.search(rf"{re.escape(prefix)}telemetry\s+\d+\s+1\s+1\s+0\b", groups)
 
-    until("the group of the rules has no lag", passed, seconds=30)
+    until("the group of the rules has no lag", passed)
     client.disconnect()
     client.loop_stop()
 
@@ -91,7 +91,7 @@ def test_kill_9_on_kafka(kafkas, platforms, prefix, tmp_path, loads):
     check_nothing_lost(platform, tmp_path, [load.record])
     # And once more from the journal alone.
     code, seconds = platform.stop()
-    assert code == 0 and seconds < STOP_SECONDS / 2, (seconds, platform.log()[-2000:])
+    assert code == 0 and seconds < STOP_SECONDS, (seconds, platform.log()[-2000:])
     platform.start()
     check_nothing_lost(platform, tmp_path, [load.record])
 
@@ -100,7 +100,7 @@ def test_a_partition_leader_dies_under_load(kafkas, platforms, prefix, tmp_path,
     kafka = kafkas(3)
     platform = platforms(kafka.config(prefix)).start()
     devices = add_devices(platform)
-    load = Load(platform, tmp_path, devices, 25, "--rate", "1000", "--window", "32")
+    load = Load(platform, tmp_path, devices, 45, "--rate", "1000", "--window", "32")
     loads.append(load)
     appended = "dunlin_journal_kafka_appended_records_total"
     until("some load", lambda: platform.metric(appended) > 1_000)
@@ -116,9 +116,9 @@ def test_a_partition_leader_dies_under_load(kafkas, platforms, prefix, tmp_path,
         time.sleep(0.1)
     report = load.finish()
     assert report["unknown"] == 0, report
-    assert victim not in {leader for _, leader, _ in kafka.partitions(f"{prefix}telemetry")}
+    until("others lead", lambda: victim not in {leader for _, leader, _ in kafka.partitions(f"{prefix}telemetry")})
     assert longest < 20, f"nothing was acknowledged for {longest:.1f} s"
-    assert platform.metric("dunlin_journal_kafka_partitions_under_replicated") > 0
+    until("it is told", lambda: platform.metric("dunlin_journal_kafka_partitions_under_replicated") > 0)
     check_nothing_lost(platform, tmp_path, [load.record])
     print(f"leader {victim} killed: at most {longest:.1f} s without an acknowledgement; {report}")
 

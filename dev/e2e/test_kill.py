@@ -34,7 +34,7 @@ def test_kill_9_under_load(platform, tmp_path, loads):
 
 def test_sigterm_under_load(platform, tmp_path, loads):
     devices = add_devices(platform)
-    load = Load(platform, tmp_path, devices, 4, "--window", "32", "--rate", "4000")
+    load = Load(platform, tmp_path, devices, 10, "--window", "32", "--rate", "4000")
     loads.append(load)
     until("some load", lambda: platform.ledger()["tenants"].get("default", {}).get("accepted", 0) > 500)
     code, seconds = platform.stop()

@@ -56,7 +56,7 @@ def test_postgres_is_away_under_load(platforms, tmp_path, loads, postgres, recei
     assert platform.request("POST", "/v1/telemetry", b'{"heat": 1}', known)[0] == 200
     until("the first alert is told", lambda: len(receiver.taken) == 1)
 
-    load = Load(platform, tmp_path, devices, DOWN_SECONDS + 20, "--rate", "500", "--window", "32", reconnect="0s")
+    load = Load(platform, tmp_path, devices, DOWN_SECONDS + 40, "--rate", "500", "--window", "32", reconnect="0s")
     loads.append(load)
     until("some load", lambda: accepted(platform) > 500)
     assert platform.metric("dunlin_registry_up") == 1
@@ -79,7 +79,7 @@ def test_postgres_is_away_under_load(platforms, tmp_path, loads, postgres, recei
     before = time.monotonic()
     prober.says({"heat": 20})
     prober.says({"heat": 91})
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 15
     time.sleep(max(0, DOWN_SECONDS - (time.monotonic() - down)))
     assert load.is_running() and len(receiver.taken) == 1, "alerts wait"
 

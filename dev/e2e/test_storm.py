@@ -62,7 +62,7 @@ def test_storm_after_kill_9(platforms, tmp_path, loads, sessions, tls):
                   "--reconnect-for", "10m", *lasting, *by_tls)
     loads.append(crowd)
     crowd.wait_held()
-    seconds = STORMS * (20 + IDLE // 500)  # Longer than all the storms should take.
+    seconds = STORMS * (30 + IDLE // 500)  # Longer than all the storms should take.
     clean = [] if lasting else ["--clean-sessions"]
     load = Load(platform, tmp_path, active, seconds, "--rate", str(20 * ACTIVE), "--window", "32",
                 "--backoff-first", "1s", "--backoff-max", "30s", *clean)

@@ -24,7 +24,7 @@ stop() {
   kill -9 "$pid"
 }
 ready() {
-  for _ in $(seq 200); do curl -fs "http://127.0.0.1:$1/-/ready" >/dev/null && return 0; sleep 0.05; done
+  for _ in $(seq 1200); do curl -fs "http://127.0.0.1:$1/-/ready" >/dev/null && return 0; sleep 0.05; done
   echo "prometheus-alertmanager is not ready on port $1" >&2
   return 1
 }

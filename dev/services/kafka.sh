@@ -25,11 +25,13 @@ fi
 jvm() { exec java "${java_options[@]}" -cp "$jars/*" "$@"; }
 broker() { jvm "${broker_heap[@]}" "-Dlog4j2.configurationFile=$here/kafka/log4j2.properties" kafka.Kafka "$@"; }
 
-# Below the range from which connections get theirs.
+# Below the range from which connections get theirs; none twice, as nobody listens yet.
 free_port() {
-  local port
-  while port=$((20000 + RANDOM % 12000)); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
-  echo "$port"
+  local port given=$1/ports
+  while port=$((20000 + RANDOM % 12000))
+    grep -qx "$port" "$given" 2>/dev/null || (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null
+  do :; done
+  echo "$port" | tee -a "$given"
 }
 
 # A certificate that signs itself, for 127.0.0.1.
@@ -42,23 +44,23 @@ certify() {
 configure() {
   local brokers=$1 dir=$2 id port secure replicas=$((brokers < 3 ? brokers : 3))
   local controller bootstrap=() bootstrap_secure=()
-  controller=$(free_port)
+  controller=$(free_port "$dir")
   [ -z "${SECURE-}" ] || certify "$dir"
   : >"$dir/doors"
   for id in $(seq "$brokers"); do
-    port=$(free_port)
+    port=$(free_port "$dir")
     bootstrap+=("127.0.0.1:$port")
     mkdir -p "$dir/broker-$id"
     local roles=broker listeners=PLAINTEXT://127.0.0.1:$port advertised named door
     local protocols=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
     if [ -n "${SECURE-}" ]; then
-      secure=$(free_port)
+      secure=$(free_port "$dir")
       bootstrap_secure+=("127.0.0.1:$secure")
       listeners+=,SASL_SSL://127.0.0.1:$secure
     fi
     advertised=$listeners
     for named in ${DOORS-}; do
-      door=$(free_port)
+      door=$(free_port "$dir")
       echo "$door" >>"$dir/doors"
       listeners+=,DOOR$named://127.0.0.1:$door advertised+=,DOOR$named://127.0.0.1:$named protocols+=,DOOR$named:PLAINTEXT
     done
@@ -125,7 +127,7 @@ start() {
 ready() {
   local dir=$1 address
   for address in $(tr , ' ' <"$dir/bootstrap"); do
-    for _ in $(seq 600); do
+    for _ in $(seq 1800); do
       (exec 3<>"/dev/tcp/${address%:*}/${address#*:}") 2>/dev/null && continue 2
       sleep 0.1
     done

@@ -21,7 +21,7 @@ stop() {
   kill -9 "$pid"
 }
 ready() {
-  for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return 0; sleep 0.05; done
+  for _ in $(seq 1200); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return 0; sleep 0.05; done
   echo "s3s-fs does not listen on port $1" >&2
   return 1
 }

@@ -71,11 +71,28 @@ pub(crate) fn prepare(
         if is_created {
             thread::sleep(PAUSE); // The brokers tell each other.
         } else {
-            create(admin, config, &missing)?;
+            again_until(deadline, || create(admin, config, &missing))?;
             is_created = true;
         }
     }
     check(admin, config, places, deadline)
+}
+
+/// A busy controller, or one that has just changed, answers late or with an error.
+fn again_until<T>(deadline: Instant, ask: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let mut is_told = false;
+    loop {
+        match ask() {
+            Err(OpenError::Kafka { operation, reason }) if Instant::now() < deadline => {
+                if !is_told {
+                    tracing::warn!(operation, reason, "waiting for the brokers to take it");
+                    is_told = true;
+                }
+                thread::sleep(PAUSE);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -172,7 +189,7 @@ fn create(admin: &Admin, config: &Config, missing: &[Missing]) -> Result<(), Ope
 fn check(admin: &Admin, config: &Config, places: &Places, deadline: Instant) -> Result<AllFacts, OpenError> {
     let names: Vec<(Topic, String)> = Topic::ALL.iter().map(|t| (*t, config.topic_name(*t))).collect();
     let described = loop {
-        let described = describe(admin, config, &names)?;
+        let described = again_until(deadline, || describe(admin, config, &names))?;
         let Some(unknown) = described.iter().position(|resource| resource.entries.is_empty()) else {
             break described;
         };

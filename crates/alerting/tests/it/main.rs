@@ -122,7 +122,7 @@ impl Lab {
 }
 
 fn webhook(name: &str, url: String) -> ChannelConfig {
-    patient_webhook(name, url, 1)
+    patient_webhook(name, url, 60)
 }
 
 fn patient_webhook(name: &str, url: String, timeout_seconds: u64) -> ChannelConfig {
@@ -148,7 +148,7 @@ async fn a_receiver_that_fails_and_hangs_hears_everything_and_delays_nobody_else
     let bad = Arc::new(Receiver { refuse_first: 5, hang_until: 7, ..Receiver::default() });
     let good = Arc::new(Receiver::default());
     let config = impatient(vec![
-        webhook("bad", bad.clone().serve().await),
+        patient_webhook("bad", bad.clone().serve().await, 3),
         webhook("good", good.clone().serve().await),
     ]);
     let alerting = lab.start(&config).await;

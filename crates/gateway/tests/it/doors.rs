@@ -141,7 +141,7 @@ async fn the_same_mqtt_is_spoken_over_every_transport() {
         }
     }
     assert_eq!(lab.telemetry().await.len(), 8);
-    let events = lab.events().await;
+    let events = lab.events_up_to(16).await; // Eight come, and eight go.
     let connected = events.iter().filter(|event| event.kind == EventKind::Connected);
     let mut transports: Vec<String> = connected
         .map(|event| {

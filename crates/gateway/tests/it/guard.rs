@@ -225,7 +225,7 @@ async fn silent_connections_from_one_address_leave_room_for_others_and_are_cut_o
 /// Each byte comes before anybody would call it silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connect_that_comes_byte_by_byte_is_cut_off() {
-    let config = Config { workers: 1, handshake_seconds_max: 1, ..Config::default() };
+    let config = Config { workers: 1, handshake_seconds_max: 3, ..Config::default() };
     let lab = Lab::with(config).await;
     let mut healthy = lab.connected(5, "healthy").await;
     for version in [4, 5] {
@@ -245,7 +245,7 @@ async fn a_connect_that_comes_byte_by_byte_is_cut_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_packet_and_silence_is_cut_off() {
-    let config = Config { workers: 1, handshake_seconds_max: 1, ..Config::default() };
+    let config = Config { workers: 1, handshake_seconds_max: 3, ..Config::default() };
     let lab = Lab::with(config).await;
     let mut healthy = lab.connected(5, "healthy").await;
     let mut halves = Vec::new();

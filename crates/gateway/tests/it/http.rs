@@ -148,7 +148,7 @@ async fn a_body_that_stops_on_its_way_is_none_that_was_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_go_on_is_not_waited_for() {
-    let lab = Lab::with(Config { workers: 1, handshake_seconds_max: 1, ..Config::default() }).await;
+    let lab = Lab::with(Config { workers: 1, handshake_seconds_max: 3, ..Config::default() }).await;
     let mut stalled = lab.http_connection().await;
     let head = "POST /v1/telemetry HTTP/1.1\r\nhost: x\r\nauthorization: Bearer probe\r\ncontent-length: 100\r\n\r\n{";
     stalled.write_all(head.as_bytes()).await.unwrap();

@@ -307,7 +307,7 @@ async fn large_messages_pass_and_larger_ones_end_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_connect_and_half_a_packet_are_not_waited_for() {
-    let lab = Lab::with(Config { workers: 1, handshake_seconds_max: 1, ..Config::default() }).await;
+    let lab = Lab::with(Config { workers: 1, handshake_seconds_max: 3, ..Config::default() }).await;
     let mut silent = lab.client().await;
     let mut half: Client = lab.client().await;
     half.send(&connect(4, "c", "probe")[..9]).await;
@@ -319,7 +319,7 @@ async fn half_a_connect_and_half_a_packet_are_not_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_ends_a_connection_but_not_before_its_time() {
-    let lab = Lab::with(Config { workers: 1, keepalive_seconds_max: 1, ..Config::default() }).await;
+    let lab = Lab::with(Config { workers: 1, keepalive_seconds_max: 3, ..Config::default() }).await;
     let mut client = lab.connected(5, "probe").await;
     let mut half = publish(5, 1, 1, "v1/telemetry", READING);
     let rest = half.split_off(10);
@@ -332,7 +332,7 @@ async fn silence_ends_a_connection_but_not_before_its_time() {
     assert!(client.pings().await);
     let goodbye = client.packet().await.unwrap();
     assert_eq!((goodbye[0], goodbye[2]), (0xE0, 0x8D));
-    assert!(before.elapsed() >= std::time::Duration::from_millis(1_500), "{:?}", before.elapsed());
+    assert!(before.elapsed() >= std::time::Duration::from_millis(4_500), "{:?}", before.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use crate::support::Bench;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The least that brokers allow.
-const SESSION_SECONDS: u64 = 6;
+const SESSION_SECONDS: u64 = 12;
 
 fn bench() -> Bench {
     Bench::with(|config| {

@@ -28,6 +28,13 @@ impl Bench {
             new = new.set(setting, value);
         }
         block_on(admin.create_topics(&[new], &AdminOptions::new())).unwrap().remove(0).unwrap();
+        // The brokers tell each other.
+        let asker = self.stranger("asker");
+        while asker.fetch_metadata(Some(&name), SOON).unwrap().topics()[0].partitions().len()
+            != partitions as usize
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn stranger(&self, group: &str) -> BaseConsumer {

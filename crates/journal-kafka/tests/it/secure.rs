@@ -24,7 +24,7 @@ async fn a_journal_with_tls_and_a_password() {
     journal.close().await;
     drop(journal);
 
-    (bench.config.connect_seconds_max, bench.config.request_seconds_max) = (1, 3);
+    (bench.config.connect_seconds_max, bench.config.request_seconds_max) = (3, 8);
     fs::write(&password_file, "guessed").unwrap();
     let error = bench.try_open().await.unwrap_err();
     assert!(

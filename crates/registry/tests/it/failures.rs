@@ -33,6 +33,11 @@ async fn until_it_answers(registry: &Registry) {
     while registry.check().await.is_err() {}
 }
 
+/// All connections of the pool.
+async fn until_all_answer(registry: &Registry) {
+    while join_all((0..3).map(|_| registry.check())).await.iter().any(Result::is_err) {}
+}
+
 #[tokio::test]
 async fn a_server_that_crashes_is_an_error_and_is_found_again() {
     let server = Server::start();
@@ -72,11 +77,10 @@ async fn a_server_that_is_frozen_holds_nobody_up_and_is_found_again() {
     nobody_answers(&registry).await;
     timeout(GIVEN_UP_BY, other.close()).await.unwrap();
     server.thaw();
-    timeout(GIVEN_UP_BY, until_it_answers(&registry)).await.unwrap();
-    join_all((0..9).map(async |n| {
+    timeout(GIVEN_UP_BY * 3, until_all_answer(&registry)).await.unwrap();
+    for n in 0..9 {
         registry.add_device(&tenant, &named(&format!("after-{n}"), false)).await.unwrap();
-    }))
-    .await;
+    }
 }
 
 /// Those that were going back to the pool at that moment, too.
@@ -96,10 +100,7 @@ async fn connections_that_a_firewall_forgets_are_replaced() {
         timeout(GIVEN_UP_BY * 3, until_it_answers(&registry)).await.unwrap();
     }
     // All of the pool are there again.
-    let held = timeout(GIVEN_UP_BY * 3, async {
-        while join_all((0..3).map(|_| registry.check())).await.iter().any(Result::is_err) {}
-    });
-    held.await.unwrap();
+    timeout(GIVEN_UP_BY * 3, until_all_answer(&registry)).await.unwrap();
 }
 
 /// A process that froze or was cut off within a transaction keeps its locks for seconds, not for hours.

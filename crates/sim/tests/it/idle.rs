@@ -54,7 +54,7 @@ fn config(target: SocketAddr) -> Config {
         lasting: true,
         tls: None,
         reconnect_for: Duration::from_secs(60),
-        backoff: Backoff { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+        backoff: Backoff { first: Duration::from_millis(400), max: Duration::from_millis(800) },
         seed: 1,
         duration: Duration::from_secs(600),
     }
@@ -84,7 +84,11 @@ fn without_a_second_try_they_stay_lost() {
     let (server, address) = Server::start();
     let config =
         Config { reconnect_for: Duration::ZERO, duration: Duration::from_secs(1), ..config(address) };
-    let report = idle::hold(&config, |_| server.held.lock().unwrap().truncate(50)).unwrap();
+    let report = idle::hold(&config, |_| {
+        let _all_are_in = server.busy.lock().unwrap();
+        server.held.lock().unwrap().truncate(50);
+    })
+    .unwrap();
     assert_eq!((report.held, report.lost, report.reconnects), (50, 100, 0));
 }
 
