@@ -78,9 +78,16 @@ stop() {
   gone "$all" || { signal KILL "$all"; gone "$all"; }
 }
 
+# The server first, so that it makes no more of them.
+freeze_all() {
+  signal STOP "$(cat "$1/started.pid" 2>/dev/null || true)"
+  signal STOP "$(processes "$1")"
+}
+
 # As a machine that is switched off.
 kill_all() {
   local all
+  freeze_all "$1"
   all=$(processes "$1")
   signal KILL "$all"
   gone "$all"
@@ -102,7 +109,7 @@ case ${1-} in
   start) start "$2" "$(realpath -m "$3")" "${4-}" ;;
   kill) kill_all "$2" ;;
   # Nobody answers, and nobody ends.
-  freeze) signal STOP "$(processes "$2")" ;;
+  freeze) freeze_all "$2" ;;
   thaw) signal CONT "$(processes "$2")" ;;
   stop | ready | remove) "$1" "$2" ;;
   remove_after) remove_after "$2" "$3" ;;
