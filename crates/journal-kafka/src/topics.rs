@@ -78,14 +78,14 @@ pub(crate) fn prepare(
     check(admin, config, places, deadline)
 }
 
-/// A busy controller, or one that has just changed, answers late or with an error.
+/// A busy controller, one that has just changed, and a broker that has not heard of a topic yet give errors that pass.
 fn again_until<T>(deadline: Instant, ask: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
     let mut is_told = false;
     loop {
         match ask() {
             Err(OpenError::Kafka { operation, reason }) if Instant::now() < deadline => {
                 if !is_told {
-                    tracing::warn!(operation, reason, "waiting for the brokers to take it");
+                    tracing::info!(operation, reason, "waiting for the brokers");
                     is_told = true;
                 }
                 thread::sleep(PAUSE);
@@ -188,19 +188,7 @@ fn create(admin: &Admin, config: &Config, missing: &[Missing]) -> Result<(), Ope
 
 fn check(admin: &Admin, config: &Config, places: &Places, deadline: Instant) -> Result<AllFacts, OpenError> {
     let names: Vec<(Topic, String)> = Topic::ALL.iter().map(|t| (*t, config.topic_name(*t))).collect();
-    let described = loop {
-        let described = again_until(deadline, || describe(admin, config, &names))?;
-        let Some(unknown) = described.iter().position(|resource| resource.entries.is_empty()) else {
-            break described;
-        };
-        if Instant::now() >= deadline {
-            let name = &names[unknown].1;
-            let reason =
-                format!("a broker says nothing of {name}; may this user describe its configuration?");
-            return Err(OpenError::Kafka { operation: "describe topics", reason });
-        }
-        thread::sleep(PAUSE); // The one that was asked has not heard of the topic yet.
-    };
+    let described = again_until(deadline, || describe(admin, config, &names))?;
     let mut facts = AllFacts::new();
     for (described, (topic, name)) in described.iter().zip(&names) {
         facts.insert(*topic, judge(described, config, name)?);
@@ -209,8 +197,7 @@ fn check(admin: &Admin, config: &Config, places: &Places, deadline: Instant) -> 
     Ok(facts)
 }
 
-/// In the order of the names. Of a topic that the broker does not know or does not show, rdkafka drops the error and
-/// returns no settings.
+/// In the order of the names.
 fn describe(
     admin: &Admin,
     config: &Config,
@@ -221,11 +208,15 @@ fn describe(
     let described =
         block_on(admin.describe_configs(&of_topics, &options)).map_err(failed("describe topics"))?;
     let named = described.into_iter().zip(names).map(|(described, (_, name))| {
-        let described = described.map_err(|code| OpenError::Kafka {
-            operation: "describe topics",
-            reason: format!("{name}: {code}"),
-        })?;
+        let wrong = |reason| OpenError::Kafka { operation: "describe topics", reason };
+        let described = described.map_err(|code| wrong(format!("{name}: {code}")))?;
         debug_assert_eq!(described.specifier, OwnedResourceSpecifier::Topic(name.clone()));
+        // rdkafka drops the error of a broker that has not heard of the topic yet, or does not show it.
+        if described.entries.is_empty() {
+            return Err(wrong(format!(
+                "a broker says nothing of {name}; it is new, or not shown to this user"
+            )));
+        }
         Ok(described)
     });
     named.collect()

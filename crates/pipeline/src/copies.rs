@@ -21,8 +21,8 @@ use smallvec::SmallVec;
 pub(crate) use snapshot::{Keeper, Snapshots};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Records looked at ahead, mostly.
-const LOOK_AHEAD: usize = 32;
+use crate::engine::BLOCK;
+
 /// Packets a device is remembered by: as many as an MQTT client may have unanswered.
 const PACKETS_MAX: usize = 256;
 /// Ids of its own, or of HTTP requests, that a device is remembered by.
@@ -75,7 +75,7 @@ pub struct RecentIds {
     stretch_bits: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Device {
     packets: Ring,
     given: Ring,
@@ -86,19 +86,6 @@ struct Device {
     untimed: u16,
     /// So many of the coming first deliveries may find that their own repetition came before them.
     early: u16,
-}
-
-impl Default for Device {
-    fn default() -> Self {
-        Self {
-            packets: Ring::default(),
-            given: Ring::default(),
-            contents: Ring::default(),
-            contents_up_to: Timestamp::MIN,
-            untimed: 0,
-            early: 0,
-        }
-    }
 }
 
 impl Device {
@@ -131,7 +118,7 @@ impl RecentIds {
         let ids = |record: &Record<'_>| record.message_id != MessageId::None;
         let devices = records.iter().filter(|(_, record)| ids(record) || has_own_time(record));
         let devices = devices.filter_map(|(hash, record)| Some((self.devices.get(hash)?, record)));
-        let devices: SmallVec<[_; LOOK_AHEAD]> = devices.collect();
+        let devices: SmallVec<[_; BLOCK]> = devices.collect();
         let touched = devices.iter().map(|(device, record)| {
             let of_id = match record.message_id {
                 MessageId::None => 0,

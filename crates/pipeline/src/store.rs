@@ -125,11 +125,8 @@ impl StoreWriter {
         let partitions =
             (0..journal.partitions(Topic::Telemetry)).map(|n| Partition::new(Topic::Telemetry, n));
         let backlog_ends: Vec<Offset> = partitions.clone().map(|at| journal.extent(at).next).collect();
-        let unread_of = |(at, end): (Partition, &Offset)| {
-            let position = tsdb.position(at).unwrap_or_default().max(journal.extent(at).oldest);
-            end.0.saturating_sub(position.0)
-        };
-        let unread = partitions.zip(&backlog_ends).map(unread_of).sum();
+        let unread_of = |(at, end)| unread(&*journal, at, tsdb.position(at).unwrap_or_default(), end);
+        let unread = partitions.zip(backlog_ends.iter().copied()).map(unread_of).sum();
         let shown = Shown::new(Mutex::new(StoreStatus { unread, ..StoreStatus::default() }));
         let view = StoreView { shown: shown.clone(), tsdb: tsdb.clone() };
         let metrics = Metrics::new(registry);
@@ -196,6 +193,11 @@ impl Place {
     fn backlog_from(&self, position: Offset) -> u64 {
         self.backlog_end.0.saturating_sub(position.0)
     }
+}
+
+/// Records from `position` to `end` that the journal has.
+fn unread(journal: &dyn Journal, at: Partition, position: Offset, end: Offset) -> u64 {
+    end.0.saturating_sub(position.max(journal.extent(at).oldest).0)
 }
 
 /// A stretch was not written; why.
@@ -289,7 +291,7 @@ impl Writer {
                     let missed = oldest.0.saturating_sub(position.0);
                     tracing::error!(partition = %at, missed, %oldest, "the retention took records before they were stored");
                     self.partitions[n].position = oldest;
-                    let of = |p: &Place| p.backlog_from(p.position.max(self.journal.extent(p.at).oldest));
+                    let of = |p: &Place| unread(&*self.journal, p.at, p.position, p.backlog_end);
                     lock(&self.shown).unread = self.partitions.iter().map(of).sum();
                 }
                 Err(error) => return Err(Failed(chain(&error))),

@@ -129,10 +129,12 @@ impl Dues {
     }
 
     fn first_step(&self) -> i64 {
-        let soon = || (1..).zip(&self.soon).find(|(_, dues)| !dues.is_empty());
         let first = match self.turn.last() {
             Some(due) => due.step,
-            None => soon().map_or(NOT_DUE, |(after, _)| self.step + after),
+            None => {
+                let soon = (1..).zip(&self.soon).find(|(_, dues)| !dues.is_empty());
+                soon.map_or(NOT_DUE, |(after, _)| self.step + after)
+            }
         };
         let heaps = [&self.behind, &self.later].into_iter().filter_map(BinaryHeap::peek);
         heaps.fold(first, |first, due| first.min(due.0.step))
